@@ -1,0 +1,1 @@
+"""Model families: each executes a StepPlan in its own way."""

@@ -1,0 +1,56 @@
+"""Tells the frontends how loaded the worker is: a few times a second while it works."""
+
+from scheduler.plan import StepPlan
+from scheduler.scheduler import Scheduler
+from shared.mailbox import Mailbox
+from shared.messages import WorkerReported
+
+BUSY_INTERVAL_SECONDS = 0.25
+IDLE_INTERVAL_SECONDS = 1.0
+
+
+class LoadReporter:
+    """Counts steps and tokens, and sends `WorkerReported` when it is due. Time comes in."""
+
+    def __init__(self, mailbox: Mailbox, scheduler: Scheduler) -> None:
+        self._mailbox = mailbox
+        self._scheduler = scheduler
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_mixed_steps = 0
+        self._was_idle = False
+        self._due = 0.0  # monotonic seconds
+
+    def count(self, plan: StepPlan) -> None:
+        """Records a finished step."""
+        self._num_steps += 1
+        self._num_prompt_tokens += plan.num_tokens - plan.num_decodes
+        self._num_generated_tokens += sum(chunk.samples for chunk in plan.chunks)
+        self._num_mixed_steps += plan.is_mixed
+
+    def report_if_due(self, now: float) -> None:
+        """Sends a report when one is due, and at once when the worker has become idle."""
+        is_idle = self._scheduler.is_idle
+        if now < self._due and is_idle == self._was_idle:
+            return
+        self._was_idle = is_idle
+        self._due = now + (IDLE_INTERVAL_SECONDS if is_idle else BUSY_INTERVAL_SECONDS)
+        report = self._report()
+        for frontend in self._mailbox.ready_rooms("frontend"):
+            self._mailbox.send(frontend.room, report)
+
+    def _report(self) -> WorkerReported:
+        pool = self._scheduler.pool
+        return WorkerReported(
+            worker_id=self._mailbox.identity.index,
+            epoch=self._mailbox.identity.epoch,
+            step=self._num_steps,
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_blocks=pool.num_blocks,
+            num_used_blocks=pool.num_used,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_mixed_steps=self._num_mixed_steps,
+        )

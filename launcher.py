@@ -1,0 +1,308 @@
+"""Starts the rooms, tells each where the others live, and ends them in order.
+
+    python launcher.py --hf-model demo
+
+The launcher reads flags and environment once, holds the listening socket and the run directory's
+lock, and watches its children. For now one child's death ends the service as a whole: open requests
+get an error, the log says which process died and why, and the exit status is not zero.
+"""
+
+import dataclasses
+import fcntl
+import ipaddress
+import logging
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared import flags, logs, wire
+from shared.config import Identity, ServerConfig
+from shared.errors import (
+    EXIT_CONFIGURATION,
+    EXIT_FAILED,
+    EXIT_PORT_IN_USE,
+    ErrorCode,
+    FatalError,
+)
+from shared.mailbox import Mailbox, unexpected
+from shared.messages import AddressBook, Peer, RoomReady, RoomStarted, Stop
+from shared.process import ChildProcess, last_words_path
+
+logger = logging.getLogger("launcher")
+
+ROOT = Path(__file__).resolve().parent
+PROGRAM = "transformers-openai-api"
+STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the other rooms
+LISTEN_BACKLOG = 1024
+# What an earlier run may have left behind; nothing else in a directory is ours to delete.
+_OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.json")
+
+
+@dataclass
+class Child:
+    """One running room."""
+
+    identity: Identity
+    process: subprocess.Popen[bytes]
+    pidfd: int  # readable once the process has ended; see pidfd_open(2)
+    has_started: bool = False
+    is_ready: bool = False
+    max_model_len: int = 0
+
+    @property
+    def peer(self) -> Peer:
+        """The child's line in the address book."""
+        identity = self.identity
+        return Peer(
+            identity.room, identity.epoch, identity.address, self.is_ready, self.max_model_len
+        )
+
+
+class Launcher:
+    """Supervises the rooms of one server from start to end."""
+
+    def __init__(self, config: ServerConfig, run_directory: str, listener: socket.socket) -> None:
+        self._config = config
+        self._run_directory = run_directory
+        self._listener = listener
+        self._mailbox = Mailbox(Identity("launcher", 0, 0, run_directory))
+        self._children: dict[str, Child] = {}
+        self._poll = select.poll()
+        self._signals = _signal_pipe()
+        self._poll.register(self._mailbox.fileno(), select.POLLIN)
+        self._poll.register(self._signals, select.POLLIN)
+
+    def run(self) -> int:
+        """Serves until a signal or a child's death; returns the exit status."""
+        self._start_all()
+        while True:
+            self._poll.poll()
+            if self._signals.recv_signals():
+                logger.info("stopping")
+                self._stop_all(Stop(ErrorCode.SHUTTING_DOWN, "The server is shutting down."))
+                return 0
+            self._receive()
+            if dead := [child for child in self._children.values() if _has_ended(child)]:
+                return self._fail(dead[0])
+
+    def _start_all(self) -> None:
+        for index, (kind, config) in enumerate(self._rooms()):
+            same_kind = [k for k, _ in self._rooms()[:index] if k == kind]
+            self._start(Identity(kind, len(same_kind), 1, self._run_directory), config)
+
+    def _rooms(self) -> list[tuple[str, Any]]:
+        config = self._config
+        frontend = dataclasses.replace(config.frontend, socket_fd=self._listener.fileno())
+        return [
+            ("frontend", frontend),
+            *[("tokenizer", config.tokenizer)] * config.launcher.tokenizer_processes,
+            ("detokenizer", config.detokenizer),
+            ("worker", config.worker),
+        ]
+
+    def _start(self, identity: Identity, config: Any) -> None:
+        child = ChildProcess(
+            os.getpid(),
+            self._config.launcher.loglevel,
+            identity.kind,
+            dataclasses.asdict(dataclasses.replace(config, identity=identity)),
+        )
+        path = Path(self._run_directory) / f"{identity.room}.{identity.epoch}.json"
+        path.write_bytes(wire.to_json(child))
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "shared.process", str(path)],
+            env=_child_environment(identity.kind, os.environ),
+            stdin=subprocess.DEVNULL,
+            pass_fds=[self._listener.fileno()] if identity.kind == "frontend" else [],
+        )
+        pidfd = os.pidfd_open(process.pid)
+        self._poll.register(pidfd, select.POLLIN)
+        self._children[identity.room] = Child(identity, process, pidfd)
+
+    def _receive(self) -> None:
+        for message in self._mailbox.receive():
+            match message:
+                case RoomStarted(room):
+                    self._children[room].has_started = True
+                case RoomReady(room):
+                    self._children[room].is_ready = True
+                    self._children[room].max_model_len = message.max_model_len
+                    self._announce_ready(room)
+                case _:
+                    unexpected(message)
+                    continue
+            self._publish()
+
+    def _announce_ready(self, room: str) -> None:
+        logger.info("%s is ready", room)
+        if all(child.is_ready for child in self._children.values()):
+            host, port = self._listener.getsockname()[:2]
+            logger.info("ready: serving %s on http://%s:%d", self._model_name, host, port)
+
+    @property
+    def _model_name(self) -> str:
+        return self._config.frontend.model_name
+
+    def _publish(self) -> None:
+        """Sends everybody the rooms that can be reached now."""
+        started = [child for child in self._children.values() if child.has_started]
+        book = AddressBook(tuple(child.peer for child in started))
+        self._mailbox.update_peers(book)
+        self._mailbox.broadcast(book)
+
+    def _fail(self, dead: Child) -> int:
+        reason = f"{dead.identity.room} (pid {dead.process.pid}) {_cause_of_death(dead)}"
+        logger.error("%s; ending the service", reason)
+        self._stop_all(Stop(ErrorCode.ENGINE_DEAD, "A process of the server died."))
+        status = dead.process.returncode
+        return status if status > 0 else EXIT_FAILED
+
+    def _stop_all(self, stop: Stop) -> None:
+        """Ends the frontends first, so that open requests get their error, then the rest."""
+        frontends = [c for c in self._children.values() if c.identity.kind == "frontend"]
+        others = [c for c in self._children.values() if c.identity.kind != "frontend"]
+        for children in (frontends, others):
+            for child in children:
+                self._mailbox.send(child.identity.room, stop)
+            _wait_or_kill(children, time.monotonic() + STOP_SECONDS)
+
+
+class _SignalPipe:
+    """SIGINT and SIGTERM as bytes on a socket, so that they are handled in the loop."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        for end in (self._reader, self._writer):
+            end.setblocking(False)  # signal.set_wakeup_fd demands it
+        signal.set_wakeup_fd(self._writer.fileno())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when a signal comes."""
+        return self._reader.fileno()
+
+    def recv_signals(self) -> bytes:
+        """The numbers of the signals that have come since the last call."""
+        try:
+            return self._reader.recv(64)
+        except BlockingIOError:
+            return b""
+
+
+def _signal_pipe() -> _SignalPipe:
+    return _SignalPipe()
+
+
+def _has_ended(child: Child) -> bool:
+    return child.process.poll() is not None
+
+
+def _cause_of_death(child: Child) -> str:
+    path = last_words_path(child.identity)
+    if path.exists():
+        return f"failed: {path.read_text()}"
+    status = child.process.returncode
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"exited with status {status}"
+
+
+def _wait_or_kill(children: list[Child], deadline: float) -> None:
+    for child in children:
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logger.warning("%s did not stop in time; killing it", child.identity.room)
+            child.process.kill()
+            child.process.wait()
+
+
+def _child_environment(kind: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The launcher's own, with this project first on the path and no thread pool left spinning."""
+    child = dict(environ)
+    child["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environ.get("PYTHONPATH")])])
+    child["OMP_WAIT_POLICY"] = "PASSIVE"
+    child["TOKENIZERS_PARALLELISM"] = "false"
+    if kind != "worker":
+        child["OMP_NUM_THREADS"] = "1"
+    return child
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Binds the HTTP port before anything heavy starts, or raises FatalError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        reason = f"cannot listen on {host}:{port}: {error.strerror}; set another --host or --port"
+        raise FatalError(reason, EXIT_PORT_IN_USE) from error
+    listener.listen(LISTEN_BACKLOG)
+    return listener
+
+
+def open_run_directory(asked: str, port: int, environ: Mapping[str, str]) -> str:
+    """Makes and locks the directory for sockets; raises FatalError if it is not private or in use.
+
+    The lock (flock(2)) is held until this process ends: a second bind on an `ipc://` path would
+    silently take the first one's messages.
+    """
+    parent = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    path = Path(asked) if asked else parent / f"{PROGRAM}-{os.getuid()}-{port}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()  # a link that somebody else planted is not followed
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or path.is_symlink():
+        reason = f"--run-directory {path} must be your own directory with mode 0700"
+        raise FatalError(reason, EXIT_CONFIGURATION)
+    lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        reason = f"--run-directory {path} is in use by another server"
+        raise FatalError(reason, EXIT_CONFIGURATION) from error
+    for stale in path.iterdir():
+        if _OWN_FILES.fullmatch(stale.name):
+            stale.unlink()
+    return str(path)
+
+
+def usable_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without a HOSTNAME that is no address, as shells and containers set it."""
+    usable = dict(environ)
+    hostname = usable.get("HOSTNAME", "")
+    try:
+        ipaddress.ip_address("127.0.0.1" if hostname == "localhost" else hostname)
+    except ValueError:
+        usable.pop("HOSTNAME", None)
+    return usable
+
+
+def main() -> int:
+    """Runs one server; returns the exit status (see `shared/errors.py`)."""
+    try:
+        config = flags.parse(sys.argv[1:], usable_environment(os.environ))
+        logs.set_up("launcher", config.launcher.loglevel)
+        listener = open_listener(config.launcher.host, config.launcher.port)
+        port = listener.getsockname()[1]
+        run_directory = open_run_directory(config.launcher.run_directory, port, os.environ)
+        return Launcher(config, run_directory, listener).run()
+    except FatalError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201 — the one line of a failed start
+        return error.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The corridor between the rooms: messages, wire, sockets, configuration, errors, process life."""

@@ -1,0 +1,151 @@
+"""The configuration of every room: small frozen dataclasses, parsed once by the launcher.
+
+A field made by `flag` is a command-line flag and an environment variable (see `shared/flags.py`).
+A field without it is filled in by the launcher when it starts the room.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "demo"
+BUILT_IN_MODELS = {"demo": DEMO_DIRECTORY / "chat"}
+
+
+def flag(
+    default: Any, text: str, *, env: tuple[str, ...] = (), choices: tuple[str, ...] = ()
+) -> Any:
+    """A dataclass field that is also `--its-name` and the environment variable `ITS_NAME`.
+
+    `env` replaces the variable's name; the first name that is set wins.
+    """
+    metadata = {"help": text, "env": env, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which room this is, in which of its lives, and where the run's sockets are."""
+
+    kind: str  # "frontend", "tokenizer", "detokenizer", "worker" or "launcher"
+    index: int
+    epoch: int
+    run_directory: str
+
+    @property
+    def room(self) -> str:
+        """The room's name on the wire and in process titles, such as `worker-0`."""
+        return f"{self.kind}-{self.index}"
+
+    @property
+    def address(self) -> str:
+        """The endpoint of its inbox: another life has another path."""
+        return f"ipc://{self.run_directory}/{self.room}.{self.epoch}"
+
+
+NOBODY = Identity("nobody", 0, 0, "")  # until the launcher gives a room its name
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model"""
+
+    hf_model: str = flag(
+        "mesolitica/malaysian-llama2-7b-32k-instructions",
+        "Hugging Face id or local directory; `demo` is the built-in chat model",
+    )
+    max_model_len: int = flag(
+        0, "longest prompt plus answer, in tokens; 0: what the model and the memory allow"
+    )
+
+    @property
+    def path(self) -> str:
+        """What transformers' `from_pretrained` is given."""
+        return str(BUILT_IN_MODELS.get(self.hf_model, self.hf_model))
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """HTTP server"""
+
+    identity: Identity = NOBODY
+    socket_fd: int = -1  # the listening socket, held by the launcher
+    model: ModelConfig = ModelConfig()
+    served_model_name: str = flag("", "the model's name in the API; default: as in --hf-model")
+    max_concurrent: int = flag(100, "most requests at a time; beyond it: 429")
+    request_timeout: float = flag(600.0, "most seconds a request may take; beyond it: 504")
+    stall_timeout: float = flag(
+        60.0, "seconds without a finished step, while work runs, after which /health is 503"
+    )
+
+    @property
+    def model_name(self) -> str:
+        """The model's id in the API."""
+        return self.served_model_name or self.model.hf_model
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Tokenizer processes"""
+
+    identity: Identity = NOBODY
+    model: ModelConfig = ModelConfig()
+
+
+@dataclass(frozen=True)
+class DetokenizerConfig:
+    """Detokenizer process"""
+
+    identity: Identity = NOBODY
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Worker"""
+
+    identity: Identity = NOBODY
+    model: ModelConfig = ModelConfig()
+    torch_dtype: str = flag(
+        "",
+        "weights and KV cache; default: bfloat16, on a CPU without bf16 matrix units float32",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    accelerator_type: str = flag(
+        "", "default: cuda if there is a GPU, else cpu", choices=("cuda", "cpu")
+    )
+    continuous_batching_batch_size: int = flag(20, "most sequences in one step")
+    continuous_batching_microsleep: float = flag(
+        0.001, "seconds an idle worker waits for companions of the first arrival"
+    )
+    max_num_batched_tokens: int = flag(
+        512, "token budget of one step: decode tokens and prefill chunks together"
+    )
+    kv_cache_memory_fraction: float = flag(0.5, "most of the free memory for the KV cache, 0..1")
+    cpu_threads: int = flag(0, "threads of a step on the CPU; 0: one a physical core")
+
+
+@dataclass(frozen=True)
+class LauncherConfig:
+    """Launcher"""
+
+    host: str = flag("0.0.0.0", "bind address", env=("HOST", "HOSTNAME"))  # noqa: S104 — as the original
+    port: int = flag(7088, "bind port; 0: any free port")
+    loglevel: str = flag("INFO", "log level", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    run_directory: str = flag(
+        "",
+        "directory for sockets, private to the user; default: under $XDG_RUNTIME_DIR or /tmp",
+        env=("RUN_DIRECTORY", "RUNTIME_DIRECTORY"),
+    )
+    tokenizer_processes: int = flag(1, "tokenizer processes")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """All rooms together, as the launcher reads it from flags and environment."""
+
+    launcher: LauncherConfig = LauncherConfig()
+    frontend: FrontendConfig = FrontendConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    detokenizer: DetokenizerConfig = DetokenizerConfig()
+    worker: WorkerConfig = WorkerConfig()

@@ -1,0 +1,101 @@
+"""A room's end of the wire: its inbox, its peers from the address book, the launcher's orders.
+
+It handles what is the same in every room (`AddressBook`, `Stop`) and hands over the rest.
+"""
+
+import logging
+
+from shared.config import Identity
+from shared.messages import (
+    AddressBook,
+    Message,
+    Peer,
+    RoomReady,
+    RoomStarted,
+    Stop,
+)
+from shared.sockets import Inbox, Outbox
+
+logger = logging.getLogger(__name__)
+
+LAUNCHER = "launcher-0"
+
+
+class Mailbox:
+    """Receives for one room and sends to the others by name.
+
+    `peers` is the newest address book, `stop` the launcher's order to end, once it has come.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.peers: dict[str, Peer] = {}
+        self.stop: Stop | None = None
+        self._inbox = Inbox(identity.address)
+        self._outboxes: dict[str, Outbox] = {}
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable on arrival; edge-triggered."""
+        return self._inbox.fileno()
+
+    def join(self) -> None:
+        """Connects to the launcher and tells it that this inbox is bound."""
+        launcher = Identity("launcher", 0, 0, self.identity.run_directory)
+        self._outboxes[LAUNCHER] = Outbox(launcher.address)
+        self.send(LAUNCHER, RoomStarted(self.identity.room, self.identity.epoch))
+
+    def report_ready(self, max_model_len: int = 0) -> None:
+        """Tells the launcher that this room can do its work."""
+        self.send(LAUNCHER, RoomReady(self.identity.room, self.identity.epoch, max_model_len))
+
+    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
+        """Returns the messages of this room's own work; waits for the first if there is none."""
+        work: list[Message] = []
+        for message in self._inbox.receive(timeout_seconds):
+            match message:
+                case AddressBook():
+                    self.update_peers(message)
+                case Stop():
+                    self.stop = message
+                case _:
+                    work.append(message)
+        return work
+
+    def send(self, room: str, message: Message) -> bool:
+        """True if the room is known and connected; False means that the message is lost."""
+        outbox = self._outboxes.get(room)
+        if outbox is None or not outbox.send(message):
+            logger.debug("%s cannot be reached with %s", room, type(message).__name__)
+            return False
+        return True
+
+    def broadcast(self, message: Message) -> None:
+        """Sends to every known peer."""
+        for room in self.peers:
+            self.send(room, message)
+
+    def ready_rooms(self, kind: str) -> list[Peer]:
+        """The ready peers of one kind, such as `worker`, in order of their index."""
+        ready = [peer for peer in self.peers.values() if peer.is_ready]
+        return [peer for peer in ready if peer.room.startswith(f"{kind}-")]
+
+    def update_peers(self, book: AddressBook) -> None:
+        """Connects to rooms that are new or respawned, and forgets the ones that are gone."""
+        old, self.peers = self.peers, {peer.room: peer for peer in book.peers}
+        for room, peer in old.items():
+            if room not in self.peers or self.peers[room].address != peer.address:
+                self._outboxes.pop(room).close()
+        for room, peer in self.peers.items():
+            if room not in self._outboxes:
+                self._outboxes[room] = Outbox(peer.address)
+
+    def close(self) -> None:
+        """Closes every socket; what has not left is lost."""
+        for outbox in self._outboxes.values():
+            outbox.close()
+        self._inbox.close()
+
+
+def unexpected(message: Message) -> None:
+    """Logs a message that this room has no use for; the sender is at fault, so nothing fails."""
+    logger.warning("ignored an unexpected %s", type(message).__name__)

@@ -1,0 +1,116 @@
+"""The child's side of the contract with the launcher: life, signals, title, last words.
+
+Started as `python -P -m shared.process ROOM_CONFIG.json`; the file names the room, its settings and
+its launcher. A room dies with its launcher (prctl(2), PR_SET_PDEATHSIG) and ignores SIGINT and
+SIGTERM: only the launcher's `Stop` ends it, so that rooms end in order.
+"""
+
+import ctypes
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import setproctitle
+
+from shared import logs
+from shared.config import (
+    DetokenizerConfig,
+    FrontendConfig,
+    Identity,
+    TokenizerConfig,
+    WorkerConfig,
+)
+from shared.errors import EXIT_FAILED, FatalError
+from shared.mailbox import Mailbox
+
+logger = logging.getLogger(__name__)
+
+TITLE = "transformers-openai-api"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class RoomKind:
+    """Where a kind of room starts and what it is told."""
+
+    entry: str  # "module:function", called with (config, mailbox)
+    config_class: type
+
+
+ROOM_KINDS = {
+    "frontend": RoomKind("frontend.server:run", FrontendConfig),
+    "tokenizer": RoomKind("tokenizer_proc.tokenizer:run", TokenizerConfig),
+    "detokenizer": RoomKind("tokenizer_proc.detokenizer:run", DetokenizerConfig),
+    "worker": RoomKind("gpu_worker.worker:run", WorkerConfig),
+}
+
+
+@dataclass(frozen=True)
+class ChildProcess:
+    """What a room's config file holds."""
+
+    launcher_pid: int
+    loglevel: str
+    kind: str
+    config: dict[str, Any]  # the fields of the kind's config class
+
+
+def main(config_path: str) -> int:
+    """Runs one room to its end and returns the exit status."""
+    child = msgspec.json.decode(Path(config_path).read_bytes(), type=ChildProcess)
+    _die_with(child.launcher_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    kind = ROOM_KINDS[child.kind]
+    config: Any = msgspec.convert(child.config, kind.config_class)
+    identity: Identity = config.identity
+    setproctitle.setproctitle(f"{TITLE}: {identity.room}")
+    logs.set_up(identity.room, child.loglevel)
+    mailbox = Mailbox(identity)
+    mailbox.join()
+    return _run(kind.entry, config, mailbox)
+
+
+def last_words_path(identity: Identity) -> Path:
+    """Where a room that fails leaves its reason; a file, because a dying socket loses messages."""
+    return Path(identity.run_directory) / f"{identity.room}.{identity.epoch}.failed"
+
+
+def _run(entry: str, config: Any, mailbox: Mailbox) -> int:
+    last_words = last_words_path(config.identity)
+    try:
+        _resolve(entry)(config, mailbox)
+    except FatalError as error:
+        last_words.write_text(str(error))
+        return error.exit_status
+    except Exception as error:  # the room's boundary: last words, then exit
+        logger.exception("the room failed")
+        last_words.write_text(f"{type(error).__name__}: {error}")
+        return EXIT_FAILED
+    return 0
+
+
+def _resolve(entry: str) -> Callable[[Any, Mailbox], None]:
+    module, _, function = entry.partition(":")
+    run: Callable[[Any, Mailbox], None] = getattr(importlib.import_module(module), function)
+    return run
+
+
+def _die_with(launcher_pid: int) -> None:
+    """Asks the kernel for SIGKILL when the launcher dies; exits if it is dead already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != launcher_pid:
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,95 @@
+"""Inbox and Outbox: the only ZeroMQ in the project.
+
+Every room binds one ROUTER inbox and reaches the others by DEALER outboxes. ZeroMQ promises no
+delivery: an outbox never blocks and tells whether a living peer took the message; who owns a
+request must handle the loss (see `frontend/ledger.py`).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+
+from shared import wire
+from shared.errors import FatalError, WireError
+from shared.messages import Message
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 1.0  # a bound local inbox answers within milliseconds
+HIGH_WATER_MARK = 4096  # messages a pipe; far above what credits and acknowledgements allow
+MAX_PATH_BYTES = 100  # sun_path of sockaddr_un holds 108 with its terminator; see unix(7)
+
+_CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+
+
+def _open(kind: int) -> zmq.Socket[bytes]:
+    socket = _CONTEXT.socket(kind)
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = HIGH_WATER_MARK
+    socket.maxmsgsize = wire.MAX_MESSAGE_BYTES
+    return socket
+
+
+class Inbox:
+    """A bound ROUTER: takes messages from every room and drops what is not of the protocol."""
+
+    def __init__(self, address: str) -> None:
+        if len(address.removeprefix("ipc://").encode()) > MAX_PATH_BYTES:
+            raise FatalError(f"{address} is too long for a socket: set a shorter --run-directory")
+        self._socket = _open(zmq.ROUTER)
+        self._socket.bind(address)
+        self.num_refused = 0
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable on arrival; edge-triggered, so drain it each time."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
+        """Returns all that has arrived; waits for the first at most this long (None: for ever)."""
+        if timeout_seconds != 0.0:
+            self._socket.poll(None if timeout_seconds is None else int(timeout_seconds * 1000))
+        messages: list[Message] = []
+        while (frames := self._next_frames()) is not None:
+            try:
+                messages.append(wire.decode(frames[1:]))  # frame 0 is the sender's routing id
+            except WireError as error:
+                self.num_refused += 1
+                logger.warning("dropped a message: %s", error)
+        return messages
+
+    def close(self) -> None:
+        """Unbinds; what has not been received is lost."""
+        self._socket.close()
+
+    def _next_frames(self) -> list[bytes] | None:
+        try:
+            return self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+
+class Outbox:
+    """A DEALER connected to one peer's inbox; `send` never blocks."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = _open(zmq.DEALER)
+        self._socket.immediate = True  # queue only for a peer that is really connected
+        self._socket.connect(address)
+        self._socket.poll(int(CONNECT_TIMEOUT_SECONDS * 1000), zmq.POLLOUT)
+
+    def send(self, message: Message) -> bool:
+        """True if a connected peer will be given the message; False if it is lost."""
+        return self._send(wire.encode(message))
+
+    def close(self) -> None:
+        """Closes at once; what has not left is lost."""
+        self._socket.close()
+
+    def _send(self, frames: Sequence[Any]) -> bool:
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Tests, room by room, and of the server as a whole."""

@@ -1,0 +1,155 @@
+"""The tokenizer process: chat messages to token ids. It knows no sampling and no HTTP.
+
+It is given a `Tokenize` only where it has granted credit, so that a stuck tokenizer holds at most
+`CREDIT` requests. The detokenizer's copy of the vocabulary is written here, because only
+transformers can read every checkpoint's tokenizer files.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from shared.config import TokenizerConfig
+from shared.errors import EXIT_CONFIGURATION, BadRequest, ErrorCode, FatalError, RequestError
+from shared.mailbox import Mailbox, unexpected
+from shared.messages import (
+    Abort,
+    CreditGranted,
+    Generate,
+    Message,
+    Peer,
+    PromptAccepted,
+    RequestFailed,
+    TextStart,
+    Tokenize,
+)
+from tokenizer_proc.prompt import PromptEncoder
+from tokenizer_proc.vocabulary import vocabulary_path
+
+logger = logging.getLogger(__name__)
+
+CREDIT = 4  # requests that a frontend may have under way here
+PROMPT_TAIL = 8  # tokens of the prompt that give the answer's first piece of text its context
+
+_WORKER_GONE = RequestError(ErrorCode.ENGINE_DEAD, "The model's process is gone.")
+_NOT_TOKENIZED = RequestError(ErrorCode.INTERNAL, "The prompt could not be tokenized.")
+
+
+class Tokenizer:
+    """Turns each Tokenize into a PromptAccepted and a Generate, or into a RequestFailed."""
+
+    def __init__(self, mailbox: Mailbox, encoder: PromptEncoder) -> None:
+        self._mailbox = mailbox
+        self._encoder = encoder
+        self._granted: set[tuple[str, int]] = set()  # frontend lives that hold credit
+        self._early_aborts: set[str] = set()  # aborts in the same delivery as their Tokenize
+
+    def run(self) -> None:
+        """Serves until the launcher says stop."""
+        while self._mailbox.stop is None:
+            messages = self._mailbox.receive(timeout_seconds=None)
+            self._grant_first_credit()
+            self._early_aborts = {m.request_id for m in messages if isinstance(m, Abort)}
+            for message in messages:
+                self._handle(message)
+
+    def _grant_first_credit(self) -> None:
+        for frontend in self._mailbox.ready_rooms("frontend"):
+            life = (frontend.room, frontend.epoch)
+            if life not in self._granted:
+                self._granted.add(life)
+                self._grant(frontend.room, CREDIT)
+
+    def _grant(self, room: str, count: int) -> None:
+        identity = self._mailbox.identity
+        self._mailbox.send(room, CreditGranted(identity.room, identity.epoch, count))
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Tokenize():
+                self._tokenize(message)
+                self._grant(f"frontend-{message.frontend_id}", 1)
+            case Abort():
+                pass  # one that came with its Tokenize has been noted; any other came too late
+            case _:
+                unexpected(message)
+
+    def _tokenize(self, message: Tokenize) -> None:
+        """Answers the frontend first: what follows from the worker must find it accepted."""
+        if message.request_id in self._early_aborts:
+            return
+        frontend = f"frontend-{message.frontend_id}"
+        try:
+            generate = self._to_generate(message)
+        except RequestError as error:
+            self._fail(frontend, message.request_id, error)
+            return
+        except Exception:  # one request's text must not end the process
+            logger.exception("request %s could not be tokenized", message.request_id)
+            self._fail(frontend, message.request_id, _NOT_TOKENIZED)
+            return
+        accepted = PromptAccepted(message.request_id, len(generate.prompt_token_ids))
+        self._mailbox.send(frontend, accepted)
+        if not self._mailbox.send(f"worker-{message.worker_id}", generate):
+            self._fail(frontend, message.request_id, _WORKER_GONE)
+
+    def _fail(self, frontend: str, request_id: str, error: RequestError) -> None:
+        failed = RequestFailed(request_id, error.code, error.message, error.param)
+        self._mailbox.send(frontend, failed)
+
+    def _to_generate(self, message: Tokenize) -> Generate:
+        prompt = self._encoder.encode_chat(
+            list(message.messages), template_kwargs=message.template_kwargs
+        )
+        room = self._room_for_answer(len(prompt), self._worker(message.worker_id))
+        text = TextStart(
+            message.request_id, message.frontend_id, tuple(prompt[-PROMPT_TAIL:]), message.stop
+        )
+        max_tokens = min(message.max_tokens or room, room)
+        return Generate(message.request_id, tuple(prompt), max_tokens, message.sampling, text)
+
+    def _worker(self, worker_id: int) -> Peer:
+        worker = self._mailbox.peers.get(f"worker-{worker_id}")
+        if worker is None or not worker.is_ready:
+            raise _WORKER_GONE
+        return worker
+
+    @staticmethod
+    def _room_for_answer(num_tokens: int, worker: Peer) -> int:
+        """Tokens that the context leaves; the wording is the one that clients look for."""
+        if num_tokens >= worker.max_model_len:
+            raise BadRequest(
+                f"This model's maximum context length is {worker.max_model_len} tokens. However, "
+                f"your messages resulted in {num_tokens} tokens. Please reduce the length of the "
+                "messages.",
+                param="messages",
+                code=ErrorCode.CONTEXT_LENGTH,
+            )
+        return worker.max_model_len - num_tokens
+
+
+def load_tokenizer(name: str, path: str) -> Any:
+    """The checkpoint's tokenizer, or FatalError."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = f"--hf-model {name}: no tokenizer: {str(error).strip().splitlines()[0]}"
+        raise FatalError(reason, EXIT_CONFIGURATION) from error
+
+
+def publish_vocabulary(tokenizer: Any, path: Path) -> None:
+    """Writes the tokenizer whole or not at all, for the detokenizer to read."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(tokenizer.backend_tokenizer.to_str())
+    unfinished.replace(path)
+
+
+def run(config: TokenizerConfig, mailbox: Mailbox) -> None:
+    """Loads the tokenizer, says that it is ready, and serves until the launcher says stop."""
+    tokenizer = load_tokenizer(config.model.hf_model, config.model.path)
+    publish_vocabulary(tokenizer, vocabulary_path(config.identity.run_directory))
+    mailbox.report_ready()
+    Tokenizer(mailbox, PromptEncoder(tokenizer)).run()
