@@ -19,6 +19,7 @@ class Span:
     start: int  # first flat token
     end: int  # after the last flat token
     context: slice | torch.Tensor  # C slots; a slice when the blocks are neighbours
+    mask: torch.Tensor | None  # [end - start, C] bool, what each token may see; None: everything
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def prepare(plan: StepPlan, tables: BlockTables, device: torch.device) -> Batch:
     for chunk in plan.chunks:
         tables.extend(chunk)
         end = chunk.start + len(chunk.token_ids)
-        spans.append(_span(len(token_ids), chunk, tables))
+        spans.append(_span(len(token_ids), chunk, tables, device))
         token_ids += chunk.token_ids
         positions += range(chunk.start, end)
         slots += tables.slots(chunk.row, chunk.start, end)
@@ -105,6 +106,14 @@ def prepare(plan: StepPlan, tables: BlockTables, device: torch.device) -> Batch:
     )
 
 
-def _span(start: int, chunk: Chunk, tables: BlockTables) -> Span:
+def _span(start: int, chunk: Chunk, tables: BlockTables, device: torch.device) -> Span:
     length = len(chunk.token_ids)
-    return Span(start, start + length, tables.context(chunk.row, chunk.start + length))
+    context_length = chunk.start + length
+    mask = None if length == 1 else _causal_mask(length, context_length, device)
+    return Span(start, start + length, tables.context(chunk.row, context_length), mask)
+
+
+def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
+    """[num_queries, num_keys]: the last query sees every key, each one before it one key less."""
+    ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    return ones.tril(num_keys - num_queries)

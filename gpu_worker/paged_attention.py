@@ -57,14 +57,14 @@ def _attend(
     """One sequence's newest tokens over its whole context; [1, T, H, D]."""
     own_keys = keys[span.context].transpose(0, 1)[None]  # [1, Hkv, C, D]
     own_values = values[span.context].transpose(0, 1)[None]
-    if query.shape[2] == 1:
+    if span.mask is None:
         return _decode(query, own_keys, own_values, scaling)
     groups = query.shape[1] // own_keys.shape[1]
     output = functional.scaled_dot_product_attention(
         query,
         own_keys.repeat_interleave(groups, 1),
         own_values.repeat_interleave(groups, 1),
-        attn_mask=_causal_mask(query.shape[2], own_keys.shape[2], query.device),
+        attn_mask=span.mask,
         scale=scaling,
     )
     return output.transpose(1, 2)
@@ -78,9 +78,3 @@ def _decode(
     grouped = query.reshape(1, keys.shape[1], -1, head_size)
     output = functional.scaled_dot_product_attention(grouped, keys, values, scale=scaling)
     return output.reshape(1, 1, num_heads, head_size)
-
-
-def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
-    """[num_queries, num_keys]: the last query sees every key, each one before it one key less."""
-    ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
-    return ones.tril(num_keys - num_queries)

@@ -52,7 +52,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="launcher.py", description="Any Hugging Face model behind an OpenAI-compatible API."
+        prog="launcher.py",
+        description="Any Hugging Face model behind an OpenAI-compatible API.",
+        allow_abbrev=False,  # a new flag must not change what an old command line means
     )
     seen: set[str] = set()
     for title, fields in _groups(ServerConfig):

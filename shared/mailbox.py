@@ -75,7 +75,7 @@ class Mailbox:
             self.send(room, message)
 
     def ready_rooms(self, kind: str) -> list[Peer]:
-        """The ready peers of one kind, such as `worker`, in order of their index."""
+        """The ready peers of one kind, such as `worker`, in the address book's order."""
         ready = [peer for peer in self.peers.values() if peer.is_ready]
         return [peer for peer in ready if peer.room.startswith(f"{kind}-")]
 

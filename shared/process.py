@@ -73,9 +73,7 @@ def main(config_path: str) -> int:
     identity: Identity = config.identity
     setproctitle.setproctitle(f"{TITLE}: {identity.room}")
     logs.set_up(identity.room, child.loglevel)
-    mailbox = Mailbox(identity)
-    mailbox.join()
-    return _run(kind.entry, config, mailbox)
+    return _run(kind.entry, config)
 
 
 def last_words_path(identity: Identity) -> Path:
@@ -83,9 +81,11 @@ def last_words_path(identity: Identity) -> Path:
     return Path(identity.run_directory) / f"{identity.room}.{identity.epoch}.failed"
 
 
-def _run(entry: str, config: Any, mailbox: Mailbox) -> int:
+def _run(entry: str, config: Any) -> int:
     last_words = last_words_path(config.identity)
     try:
+        mailbox = Mailbox(config.identity)
+        mailbox.join()
         _resolve(entry)(config, mailbox)
     except FatalError as error:
         last_words.write_text(str(error))
@@ -113,4 +113,7 @@ def _die_with(launcher_pid: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    status = main(sys.argv[1])
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)  # tearing down torch takes seconds that the launcher would wait for

@@ -6,6 +6,7 @@ request must handle the loss (see `frontend/ledger.py`).
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,10 @@ class Inbox:
     def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
         """Returns all that has arrived; waits for the first at most this long (None: for ever)."""
         if timeout_seconds != 0.0:
-            self._socket.poll(None if timeout_seconds is None else int(timeout_seconds * 1000))
+            # Rounded up: half a millisecond that became 0 would turn a caller's wait into a spin.
+            self._socket.poll(
+                None if timeout_seconds is None else math.ceil(timeout_seconds * 1000)
+            )
         messages: list[Message] = []
         while (frames := self._next_frames()) is not None:
             try:

@@ -26,11 +26,11 @@ class Codec:
         self._raw_fields = {cls: _fields(cls, raw=True) for cls in classes}
 
     def encode(self, message: Any) -> list[bytes]:
-        """Returns the frames of a message; raises WireError when it is too large to be received."""
+        """Returns the frames, or raises WireError for what JSON cannot hold or a receiver take."""
         cls = type(message)
         raw = [getattr(message, name) for name in self._raw_fields[cls]]
         body = {name: getattr(message, name) for name in self._body_fields[cls]} if raw else message
-        frames = [cls.__name__.encode(), orjson.dumps(body), *raw]
+        frames = [cls.__name__.encode(), _dump(cls.__name__, body), *raw]
         num_bytes = sum(map(len, frames))
         if num_bytes > MAX_MESSAGE_BYTES:
             raise WireError(f"{cls.__name__}: {num_bytes} bytes exceed {MAX_MESSAGE_BYTES}")
@@ -61,6 +61,13 @@ class Codec:
 def _fields(cls: type, *, raw: bool) -> KeysView[str]:
     """Names of the fields that travel raw, or of those that do not, in order."""
     return {f.name: None for f in dataclasses.fields(cls) if (f.type is bytes) is raw}.keys()
+
+
+def _dump(tag: str, body: Any) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise WireError(f"{tag}: body cannot be JSON: {error}") from error
 
 
 def _parse(tag: str, body: bytes) -> dict[str, Any]:

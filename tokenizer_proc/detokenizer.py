@@ -4,10 +4,8 @@ One message a step comes in, one a step goes out to each frontend that has a sta
 stop strings and counts usage; the worker decides end tokens and length.
 """
 
-import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from tokenizers import Tokenizer as Vocabulary
 
@@ -21,40 +19,10 @@ from shared.messages import (
     StepsAcknowledged,
     TextEnded,
     TextProduced,
-    TextStart,
     TokensSampled,
 )
-from tokenizer_proc.incremental import IncrementalDetokenizer
-from tokenizer_proc.stopping import StopMatcher
+from tokenizer_proc.answer import Answer
 from tokenizer_proc.vocabulary import vocabulary_path
-
-logger = logging.getLogger(__name__)
-
-
-class Answer:
-    """The text of one request so far: what is certain goes out, the rest is held back."""
-
-    def __init__(self, start: TextStart, vocabulary: Vocabulary) -> None:
-        self.frontend_id = start.frontend_id
-        self.num_tokens = 0
-        self.num_events = 0
-        self._detokenizer = IncrementalDetokenizer(vocabulary, start.prompt_tail)
-        self._stops = StopMatcher(start.stop)
-
-    @property
-    def is_stopped(self) -> bool:
-        """True once a stop string has matched; nothing after it counts."""
-        return self._stops.matched is not None
-
-    def add(self, token_id: int, *, is_shown: bool) -> str:
-        """Counts one token and returns the text that has become certain with it."""
-        self.num_tokens += 1
-        return self._stops.add(self._detokenizer.add(token_id)) if is_shown else ""
-
-    def finish(self) -> str:
-        """Returns what was held back, now that no token follows."""
-        text = self._stops.add(self._detokenizer.flush())
-        return text if self.is_stopped else text + self._stops.flush()
 
 
 @dataclass
@@ -67,13 +35,14 @@ class Outgoing:
     completion_tokens: list[int] = field(default_factory=list)
     ended: list[TextEnded] = field(default_factory=list)
 
-    def add(self, request_id: str, answer: Answer, text: str) -> None:
-        """Appends one request's row and counts the event."""
+    def add(self, request_id: str, seq: int, text: str, answer: Answer) -> None:
+        """Appends one request's row, and its end if this was the last."""
         self.request_ids.append(request_id)
-        self.seqs.append(answer.num_events)
+        self.seqs.append(seq)
         self.texts.append(text)
         self.completion_tokens.append(answer.num_tokens)
-        answer.num_events += 1
+        if answer.finish_reason is not None:
+            self.ended.append(TextEnded(request_id, answer.finish_reason, answer.num_tokens))
 
     def message(self, step: TokensSampled) -> TextProduced:
         """The step's one message to this frontend."""
@@ -108,69 +77,50 @@ class Detokenizer:
 
     def serve_once(self, timeout_seconds: float | None) -> None:
         """Handles all that has come and acknowledges the newest step of each worker."""
-        steps = []
+        newest: dict[int, TokensSampled] = {}
         for message in self._mailbox.receive(timeout_seconds):
             if isinstance(message, TokensSampled):
                 self._handle(message)
-                steps.append(message)
+                newest[message.worker_id] = message
             else:
                 unexpected(message)
-        for worker_id, group in groupby(steps, key=lambda step: step.worker_id):
-            newest = list(group)[-1]
-            acknowledged = StepsAcknowledged(newest.epoch, newest.step)
+        for worker_id, step in newest.items():
+            acknowledged = StepsAcknowledged(step.epoch, step.step)
             self._mailbox.send(f"worker-{worker_id}", acknowledged)
 
     def _handle(self, step: TokensSampled) -> None:
-        outgoing: defaultdict[int, Outgoing] = defaultdict(Outgoing)
+        """One step's tokens, then the ends that came without one."""
         for start in step.started:
             self._answers[start.request_id] = Answer(start, self._vocabulary)
-        ended = {end.request_id: end for end in step.ended}
-        for row in zip(step.request_ids, step.seqs, step.token_ids, strict=True):
-            self._add_token(*row, ended.pop(row[0], None), outgoing, step.worker_id)
-        for end in ended.values():
+        ends = {end.request_id: end for end in step.ended}
+        outgoing: defaultdict[int, Outgoing] = defaultdict(Outgoing)
+        for request_id, seq, token_id in zip(
+            step.request_ids, step.seqs, step.token_ids, strict=True
+        ):
+            end = ends.pop(request_id, None)
+            answer = self._answers.get(request_id)
+            if answer is None:
+                continue  # it ended here at a stop string; the worker will hear of it
+            if seq != answer.num_tokens:
+                self._fail(request_id, "A part of the answer was lost.")
+                self._mailbox.send(f"worker-{step.worker_id}", Abort(request_id))
+                continue
+            text = answer.add(token_id, end)
+            outgoing[answer.frontend_id].add(request_id, seq, text, answer)
+            self._forget_if_ended(request_id, answer, end, step.worker_id)
+        for end in ends.values():
             self._end_without_token(end)
         for frontend_id, rows in outgoing.items():
             self._mailbox.send(f"frontend-{frontend_id}", rows.message(step))
 
-    def _add_token(
-        self,
-        request_id: str,
-        seq: int,
-        token_id: int,
-        end: SequenceEnded | None,
-        outgoing: dict[int, Outgoing],
-        worker_id: int,
+    def _forget_if_ended(
+        self, request_id: str, answer: Answer, end: SequenceEnded | None, worker_id: int
     ) -> None:
-        answer = self._answers.get(request_id)
-        if answer is None:
-            return  # stopped here before, or aborted: the worker has not heard of it yet
-        if seq != answer.num_tokens:
-            self._fail(request_id, "A part of the answer was lost.")
-            self._mailbox.send(f"worker-{worker_id}", Abort(request_id))
+        if answer.finish_reason is None:
             return
-        is_shown = end is None or not end.hides_last_token
-        text = answer.add(token_id, is_shown=is_shown)
-        if end is not None and not answer.is_stopped:
-            text += answer.finish()
-        rows = outgoing[answer.frontend_id]
-        rows.add(request_id, answer, text)
-        self._end_if_due(request_id, answer, end, rows, worker_id)
-
-    def _end_if_due(
-        self,
-        request_id: str,
-        answer: Answer,
-        end: SequenceEnded | None,
-        rows: Outgoing,
-        worker_id: int,
-    ) -> None:
-        if end is None and not answer.is_stopped:
-            return
-        if end is None:
-            self._mailbox.send(f"worker-{worker_id}", Abort(request_id))
-        reason = "stop" if end is None or answer.is_stopped else end.finish_reason
-        rows.ended.append(TextEnded(request_id, reason, answer.num_tokens))
         del self._answers[request_id]
+        if end is None:  # a stop string, of which the worker knows nothing
+            self._mailbox.send(f"worker-{worker_id}", Abort(request_id))
 
     def _end_without_token(self, end: SequenceEnded) -> None:
         if end.request_id not in self._answers:

@@ -1,0 +1,39 @@
+"""Servers that several end-to-end tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from tokenizers import Tokenizer
+
+from tests.e2e.models import DEMO_DIRECTORY, save_endless_model
+from tests.e2e.server import RunningServer, running_server
+
+
+@pytest.fixture(scope="session")
+def demo_server() -> Iterator[RunningServer]:
+    """The server on the demo model, with room for 32 sequences a step.
+
+    In float32: a bfloat16 result depends, in its last bit, on how many rows a product has, so that
+    answers could differ from their solo run where two tokens are nearly as likely.
+    """
+    arguments = ["--hf-model", "demo", "--continuous-batching-batch-size", "32"]
+    with running_server(*arguments, "--torch-dtype", "float32") as server:
+        yield server
+
+
+@pytest.fixture
+def client(demo_server: RunningServer) -> Iterator[openai.OpenAI]:
+    """The official client, without its retries: what fails must be seen."""
+    url = f"{demo_server.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose answers run to their length: streams long enough to interfere with."""
+    vocabulary = Tokenizer.from_file(str(DEMO_DIRECTORY / "tokenizer.json"))
+    directory = tmp_path_factory.mktemp("endless")
+    return save_endless_model(directory, vocabulary.get_vocab_size())

@@ -1,0 +1,96 @@
+"""Starts the real server, as a user would, for end-to-end tests."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 60.0
+_READY = re.compile(r"ready: serving (\S+) on http://[^:]+:(\d+)")
+
+
+class RunningServer:
+    """One launcher process and what it has said so far."""
+
+    def __init__(self, arguments: list[str], prefix: list[str] | None = None) -> None:
+        command = [sys.executable, str(ROOT / "launcher.py"), *arguments]
+        self.process = subprocess.Popen(
+            [*(prefix or []), *command], stderr=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()
+        )
+        self.log: list[str] = []
+        self.port = 0
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        """Where the server answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_ready(self) -> None:
+        """Returns once every room is ready; fails at once when the launcher has ended."""
+        wait_until(lambda: self.port or self.process.poll() is not None, START_SECONDS)
+        assert self.port, "".join(self.log)
+
+    def children(self) -> dict[str, psutil.Process]:
+        """The rooms by name, such as `worker-0`."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return {child.cmdline()[0].rsplit(" ", 1)[-1]: child for child in found}
+
+    def metric(self, name: str) -> float:
+        """The value of one series of /metrics, whatever its labels; 0 when it is absent."""
+        text = httpx.get(f"{self.url}/metrics").text
+        found = re.search(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def is_at_rest(self) -> bool:
+        """True when nothing runs or waits and no block is in use."""
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+        return not any(self.metric(name) for name in names)
+
+    def stop(self) -> int:
+        """Asks the launcher to end and returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    def kill(self) -> None:
+        """Makes sure that nothing is left, whatever the test did."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := _READY.search(line):
+                self.port = int(found[2])
+
+
+@contextmanager
+def running_server(*arguments: str, prefix: list[str] | None = None) -> Iterator[RunningServer]:
+    """A ready server on a free port with a run directory of its own."""
+    with tempfile.TemporaryDirectory(prefix="toa-") as run_directory:
+        os.chmod(run_directory, 0o700)  # noqa: PTH101 — as short as it can be said
+        common = ["--host", "127.0.0.1", "--port", "0", "--run-directory", run_directory]
+        server = RunningServer([*common, *arguments], prefix)
+        try:
+            server.wait_ready()
+            yield server
+        finally:
+            server.kill()

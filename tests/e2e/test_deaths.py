@@ -1,0 +1,97 @@
+"""A process is killed while streams run: everybody is told, and nothing is left."""
+
+import asyncio
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.server import RunningServer, running_server
+from tests.e2e.streams import Reply, chat_body, stream_chat
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.e2e
+NUM_STREAMS = 8
+TOLD_SECONDS = 2.0
+GONE_SECONDS = 5.0
+
+
+async def kill_while_streaming(server: RunningServer, victim: psutil.Process) -> tuple[list[Reply], float]:
+    """Kills the process once all streams run; returns what each client saw and the time of death."""
+    flowing = asyncio.Semaphore(0)
+
+    async def one(client: httpx.AsyncClient, index: int) -> Reply:
+        body = chat_body(f"Story {index}", max_tokens=3000)
+        task = asyncio.create_task(stream_chat(client, body))
+        flowing.release()
+        return await task
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        streams = [asyncio.create_task(one(client, index)) for index in range(NUM_STREAMS)]
+        await asyncio.to_thread(wait_until, lambda: is_streaming(server), 20.0)
+        killed_at = time.monotonic()
+        victim.kill()
+        return await asyncio.gather(*streams), killed_at
+
+
+def is_streaming(server: RunningServer) -> bool:
+    """True when every stream runs and has had some text."""
+    return (
+        server.metric("vllm:num_requests_running") == NUM_STREAMS
+        and server.metric("vllm:time_to_first_token_seconds_count") >= NUM_STREAMS
+    )
+
+
+@pytest.mark.parametrize("room", ["frontend-0", "tokenizer-0", "detokenizer-0", "worker-0"])
+def test_a_killed_room_ends_the_service_and_everybody_is_told(
+    endless_model: Path, room: str
+) -> None:
+    with running_server("--hf-model", str(endless_model)) as server:
+        children = server.children()
+        replies, killed_at = asyncio.run(kill_while_streaming(server, children[room]))
+        assert server.process.wait(GONE_SECONDS) > 0
+        assert time.monotonic() - killed_at < GONE_SECONDS
+        for reply in replies:
+            assert reply.ended_at - killed_at < TOLD_SECONDS
+            assert reply.was_cut if room == "frontend-0" else reply.error is not None
+            assert reply.finish_reason is None
+        wait_until(lambda: not any(child.is_running() for child in children.values()), 1.0)
+        assert any(room in line and "SIGKILL" in line for line in server.log)
+
+
+def test_children_die_with_the_launcher(endless_model: Path) -> None:
+    with running_server("--hf-model", str(endless_model)) as server:
+        children = server.children()
+        server.process.kill()
+        server.process.wait()
+        wait_until(lambda: not any(is_alive(child) for child in children.values()), GONE_SECONDS)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """True for a process that runs; a zombie that nobody has reaped yet does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_service_in_order(endless_model: Path, number: signal.Signals) -> None:
+    with running_server("--hf-model", str(endless_model)) as server:
+        children = server.children()
+        server.process.send_signal(number)
+        assert server.process.wait(GONE_SECONDS) == 0
+        assert not any(is_alive(child) for child in children.values())
+
+
+def test_starts_without_any_network(endless_model: Path) -> None:
+    if subprocess.run(["unshare", "-rn", "true"], check=False).returncode != 0:
+        pytest.skip("this machine does not let us make a network namespace")
+    command = "ip link set lo up 2>/dev/null; exec \"$@\""
+    prefix = ["unshare", "-rn", "sh", "-c", command, "sh"]
+    with running_server("--hf-model", str(endless_model), prefix=prefix) as server:
+        assert server.port
