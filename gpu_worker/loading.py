@@ -145,7 +145,7 @@ def _wanted_len(config: PreTrainedConfig, max_model_len: int) -> int:
 
 
 def _check_len(max_model_len: int, asked: int) -> None:
-    if max_model_len < max(asked, BLOCK_SIZE):
+    if max_model_len < max(asked, 1):
         raise FatalError(
             f"the KV cache fits {max_model_len} tokens of context: free memory, lower "
             "--max-model-len or raise --kv-cache-memory-fraction",

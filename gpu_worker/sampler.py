@@ -89,7 +89,9 @@ def _filter(logits: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor) ->
     ordered = ordered.masked_fill(ranks >= top_ks[:, None], float("-inf"))
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # the first token always stays
-    ordered = ordered.masked_fill(before >= top_ps[:, None], float("-inf"))
+    # A row without top p keeps its tail, which rounding puts at 1.0, whoever shares its batch.
+    is_beyond = (before >= top_ps[:, None]) & (top_ps[:, None] < 1.0)
+    ordered = ordered.masked_fill(is_beyond, float("-inf"))
     return torch.empty_like(logits).scatter_(-1, order, ordered)
 
 

@@ -81,10 +81,10 @@ class Worker:
 
     def _receive(self) -> None:
         """Takes what has come; waits when there is nothing to do or the detokenizer is behind."""
-        if self._ended:
-            self._send([])
         self.reporter.report_if_due(self._clock())
         if self.scheduler.is_idle:
+            if self._ended:
+                self._send([])  # no step will follow that could carry them
             self.scheduler.check()  # a leak is found here, when it costs nothing
             self._take(IDLE_INTERVAL_SECONDS)
             self._gather_companions()

@@ -24,14 +24,22 @@ from shared.errors import BadRequest
 # What a template can raise over a conversation that it does not expect: its own refusal, and
 # Python's errors for a missing field, a wrong type or a nesting that is too deep.
 _TEMPLATE_ERRORS = (
-    TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
     RecursionError,
-)  # fmt: skip
+)
 
 # Names that would steer Hugging Face's function instead of reaching the template.
 _RESERVED_NAMES = frozenset(
     inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
 )
+
+# Names that clients send whatever the model; a template that does not read them is not harmed.
+_ALWAYS_ALLOWED_NAMES = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
 
 # Blank lines beside a token that a template may strip and will never write itself.
 _PADDING = "\n" * 8
@@ -61,14 +69,20 @@ class PromptEncoder:
         template_kwargs: dict[str, Any] | None = None,
     ) -> list[int]:
         """Ids of a conversation up to where the assistant speaks; BadRequest if it has no form."""
-        reserved = _RESERVED_NAMES.intersection(template_kwargs or ())
-        if reserved:
-            raise BadRequest(f"no template variable: {min(reserved)}", "chat_template_kwargs")
         if self._tokenizer.chat_template is None:
             raise BadRequest("the served model has no chat template", "messages")
+        self._check_names(template_kwargs or {})
         disguise = _Disguise(self._controls)
         chat = {"conversation": messages, "tools": tools, **(template_kwargs or {})}
         return self._encode_rendered(self._render_disguised(chat, disguise), disguise)
+
+    def _check_names(self, template_kwargs: dict[str, Any]) -> None:
+        """Refuses a variable that the template does not read, so that none is silently ignored."""
+        read = set(re.findall(r"\w+", _template_source(self._tokenizer))) | _ALWAYS_ALLOWED_NAMES
+        for name in template_kwargs:
+            if name in _RESERVED_NAMES or name not in read:
+                field = f"chat_template_kwargs.{name[:64]}"
+                raise BadRequest(f"the chat template does not read {name[:64]!r}", field)
 
     def _render_disguised(self, chat: dict[str, Any], disguise: "_Disguise") -> str:
         """The rendered chat, in which every control token is the template's own.
@@ -113,12 +127,12 @@ class PromptEncoder:
         """Ids of text that stands at the very start, or after the control token `previous`."""
         if previous is None:
             return self._text_only.encode(text)
-        return self._text_only.encode_after(text, self._controls.is_normalized[previous])
+        return self._text_only.encode_after(text, self._controls.tokens[previous].normalized)
 
     @cached_property
     def _text_only(self) -> "_TextOnlyTokenizer":
         # A second vocabulary in memory, so it is built when a prompt first needs it.
-        return _TextOnlyTokenizer(self._backend, self._controls.ids)
+        return _TextOnlyTokenizer(self._backend, self._controls.texts)
 
 
 class _ControlTokens:
@@ -129,21 +143,18 @@ class _ControlTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        template = tokenizer.chat_template or ""
-        source = template if isinstance(template, str) else "".join(template.values())
+        source = _template_source(tokenizer)
         added: dict[int, AddedToken] = tokenizer.added_tokens_decoder
-        chosen = {
+        self.tokens = {
             token_id: token
             for token_id, token in added.items()
             if not token.content.isspace() and (token.special or _is_tag(token.content, source))
         }
-        self.ids = {token.content: token_id for token_id, token in chosen.items()}
-        self.tags = {token.content for token in chosen.values() if not token.special}
-        self.is_normalized = {token_id: token.normalized for token_id, token in chosen.items()}
-        self.pattern = re.compile(f"({_any_of(self.ids) if self.ids else '(?!)'})")
-        self.beginnings, self.ends = _fragments(self.ids)
-        self.edge_lengths = range(1, max(map(len, self.ids), default=1))
-        self._texts = {token_id: token.content for token_id, token in chosen.items()}
+        self.texts = {token.content for token in self.tokens.values()}
+        self.tags = {token.content for token in self.tokens.values() if not token.special}
+        self.pattern = re.compile(f"({_any_of(self.texts) if self.texts else '(?!)'})")
+        self.beginnings, self.ends = _fragments(self.texts)
+        self.edge_lengths = range(1, max(map(len, self.texts), default=1))
         self._unknown_id: int | None = tokenizer.unk_token_id
 
     def find(self, encoding: Encoding, text: str) -> tuple[list[_Span], list[_Span]]:
@@ -154,23 +165,32 @@ class _ControlTokens:
         """
         written: list[_Span] = []
         forged: list[_Span] = []
-        for index, token_id in enumerate(encoding.ids):
-            if token_id not in self._texts:
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            token = self.tokens.get(token_id)
+            if token is None:
                 continue
-            start, end = encoding.token_to_chars(index)
-            if text[start:end].strip() == self._texts[token_id]:
-                written.append((token_id, start, end))
+            if text[start:end].strip() == token.content.strip():
+                written.append((token_id, *_with_blanks(token, text, start, end)))
             elif token_id != self._unknown_id:
                 forged.append((token_id, start, end))
         return written, forged
+
+
+def _with_blanks(token: AddedToken, text: str, start: int, end: int) -> tuple[int, int]:
+    """The span with the blanks that the token swallows; some tokenizers leave them out of it."""
+    while token.lstrip and text[start - 1 : start].isspace():
+        start -= 1
+    while token.rstrip and text[end : end + 1].isspace():
+        end += 1
+    return start, end
 
 
 class _Disguise:
     """Stand-ins for the control tokens in one caller's strings, while the template runs.
 
     They are random letters and digits: nobody can forge them, and they come through `trim`,
-    `tojson`, `upper` and the like. A control token cut in two at the edges of two strings is hidden as well, because
-    templates put strings side by side.
+    `tojson`, `upper` and the like. Templates put strings side by side, so half a control token at
+    the edge of a string is hidden as well.
     """
 
     def __init__(self, controls: _ControlTokens) -> None:
@@ -295,6 +315,11 @@ def _map_strings(value: Any, change: _Change) -> Any:
     if isinstance(value, list | tuple):
         return [_map_strings(item, change) for item in value]
     return value
+
+
+def _template_source(tokenizer: PreTrainedTokenizerFast) -> str:
+    template = tokenizer.chat_template or ""
+    return template if isinstance(template, str) else "".join(template.values())
 
 
 def _is_tag(content: str, template_source: str) -> bool:

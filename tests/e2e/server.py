@@ -18,6 +18,12 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
+RESTING_AT_ZERO = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "transformers_openai_api:open_requests",
+)
 _READY = re.compile(r"ready: serving (\S+) on http://[^:]+:(\d+)")
 
 
@@ -27,7 +33,10 @@ class RunningServer:
     def __init__(self, arguments: list[str], prefix: list[str] | None = None) -> None:
         command = [sys.executable, str(ROOT / "launcher.py"), *arguments]
         self.process = subprocess.Popen(
-            [*(prefix or []), *command], stderr=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()
+            [*(prefix or []), *command],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tempfile.gettempdir(),
         )
         self.log: list[str] = []
         self.port = 0
@@ -57,8 +66,7 @@ class RunningServer:
 
     def is_at_rest(self) -> bool:
         """True when nothing runs or waits and no block is in use."""
-        names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-        return not any(self.metric(name) for name in names)
+        return not any(self.metric(name) for name in RESTING_AT_ZERO)
 
     def stop(self) -> int:
         """Asks the launcher to end and returns its exit status."""

@@ -45,11 +45,12 @@ async def stream_chat(
     """Streams one answer; leaves after so many events if told to."""
     reply = Reply()
     try:
-        async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as r:
-            reply.status = r.status_code
-            if r.status_code != httpx.codes.OK:
-                reply.error = json.loads(await r.aread())["error"]
-            async for line in r.aiter_lines():
+        body = {**body, "stream": True}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            reply.status = response.status_code
+            if response.status_code != httpx.codes.OK:
+                reply.error = json.loads(await response.aread())["error"]
+            async for line in response.aiter_lines():
                 reply.take(line)
                 if leave_after is not None and reply.num_events >= leave_after:
                     break

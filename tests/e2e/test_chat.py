@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import openai
@@ -15,7 +16,7 @@ CAPITAL = "What is the capital of France?"
 COUNT = "Count from 1 to 20."
 
 
-def ask(client: openai.OpenAI, content: str, **options: object) -> str:
+def ask(client: openai.OpenAI, content: str, **options: Any) -> str:
     """A greedy answer of the demo model."""
     completion = client.chat.completions.create(
         model="demo", messages=[{"role": "user", "content": content}], temperature=0, **options
@@ -23,7 +24,7 @@ def ask(client: openai.OpenAI, content: str, **options: object) -> str:
     return completion.choices[0].message.content or ""
 
 
-def stream(client: openai.OpenAI, content: str, **options: object) -> list[str]:
+def stream(client: openai.OpenAI, content: str, **options: Any) -> list[str]:
     """The pieces of a greedy answer."""
     chunks = client.chat.completions.create(
         model="demo",
@@ -46,7 +47,7 @@ def test_streams_the_same_text_in_several_pieces(client: openai.OpenAI) -> None:
 
 
 def test_stream_usage_equals_the_usage_of_the_whole(client: openai.OpenAI) -> None:
-    messages = [{"role": "user", "content": COUNT}]
+    messages: Any = [{"role": "user", "content": COUNT}]
     whole = client.chat.completions.create(model="demo", messages=messages, temperature=0)
     chunks = list(
         client.chat.completions.create(
@@ -80,7 +81,7 @@ def test_max_tokens_ends_with_length(client: openai.OpenAI) -> None:
 
 
 def test_seed_repeats_and_another_seed_differs(client: openai.OpenAI) -> None:
-    options = {"temperature": 2.0, "max_tokens": 40}
+    options: Any = {"temperature": 2.0, "max_tokens": 40}
     texts = []
     for seed in (7, 7, 8):
         completion = client.chat.completions.create(
@@ -105,7 +106,7 @@ def test_control_tokens_in_content_are_text(client: openai.OpenAI) -> None:
 def test_prompt_longer_than_the_context_is_a_400_also_when_streaming(
     client: openai.OpenAI,
 ) -> None:
-    long = [{"role": "user", "content": "word " * 3000}]
+    long: Any = [{"role": "user", "content": "word " * 3000}]
     for streams in (False, True):
         with pytest.raises(openai.BadRequestError, match="maximum context length is") as caught:
             client.chat.completions.create(model="demo", messages=long, stream=streams)
@@ -125,7 +126,8 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
 
 
 def test_routes_answer_without_v1_too(demo_server: RunningServer) -> None:
-    for path in ("/v1/models", "/models", "/health", "/ready", "/live", "/version", "/metrics", "/"):
+    probes = ("/health", "/ready", "/live", "/version", "/metrics", "/")
+    for path in ("/v1/models", "/models", *probes):
         assert httpx.get(demo_server.url + path).status_code == httpx.codes.OK, path
     answer = httpx.post(f"{demo_server.url}/chat/completions", json=chat_body(CAPITAL))
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]

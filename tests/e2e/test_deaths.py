@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,18 +21,13 @@ TOLD_SECONDS = 2.0
 GONE_SECONDS = 5.0
 
 
-async def kill_while_streaming(server: RunningServer, victim: psutil.Process) -> tuple[list[Reply], float]:
-    """Kills the process once all streams run; returns what each client saw and the time of death."""
-    flowing = asyncio.Semaphore(0)
-
-    async def one(client: httpx.AsyncClient, index: int) -> Reply:
-        body = chat_body(f"Story {index}", max_tokens=3000)
-        task = asyncio.create_task(stream_chat(client, body))
-        flowing.release()
-        return await task
-
+async def kill_while_streaming(
+    server: RunningServer, victim: psutil.Process
+) -> tuple[list[Reply], float]:
+    """Kills the process once all streams run; what each client saw, and the time of death."""
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-        streams = [asyncio.create_task(one(client, index)) for index in range(NUM_STREAMS)]
+        bodies = [chat_body(f"Story {index}", max_tokens=3000) for index in range(NUM_STREAMS)]
+        streams = [asyncio.create_task(stream_chat(client, body)) for body in bodies]
         await asyncio.to_thread(wait_until, lambda: is_streaming(server), 20.0)
         killed_at = time.monotonic()
         victim.kill()
@@ -74,7 +70,7 @@ def test_children_die_with_the_launcher(endless_model: Path) -> None:
 def is_alive(process: psutil.Process) -> bool:
     """True for a process that runs; a zombie that nobody has reaped yet does not."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -88,10 +84,13 @@ def test_a_signal_ends_the_service_in_order(endless_model: Path, number: signal.
         assert not any(is_alive(child) for child in children.values())
 
 
-def test_starts_without_any_network(endless_model: Path) -> None:
+def test_starts_and_answers_without_any_network(endless_model: Path) -> None:
     if subprocess.run(["unshare", "-rn", "true"], check=False).returncode != 0:
         pytest.skip("this machine does not let us make a network namespace")
-    command = "ip link set lo up 2>/dev/null; exec \"$@\""
-    prefix = ["unshare", "-rn", "sh", "-c", command, "sh"]
+    up = 'ip link set lo up && exec "$@"'
+    prefix = ["unshare", "-rn", "sh", "-c", up, "sh"]
     with running_server("--hf-model", str(endless_model), prefix=prefix) as server:
-        assert server.port
+        inside = ["nsenter", "-t", str(server.process.pid), "-U", "-n", "--preserve-credentials"]
+        ask = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).status)"
+        command = [*inside, sys.executable, "-c", ask, f"{server.url}/ready"]
+        assert subprocess.check_output(command, text=True).strip() == "200"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers.decoders import DecodeStream
+from tokenizers.decoders import ByteFallback, DecodeStream, Fuse, Replace, Strip
 
 from tokenizer_proc.incremental import IncrementalDetokenizer
 
@@ -43,14 +43,8 @@ def train_byte_fallback() -> Tokenizer:
     """Llama 2's kind: words with a space sign, and byte tokens for what the vocabulary lacks."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    steps = [Replace("▁", " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
     trainer = trainers.BpeTrainer(
         vocab_size=420,
         special_tokens=["<unk>", "<s>", "</s>", *BYTE_TOKENS],
@@ -91,7 +85,8 @@ def random_ids(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
 
 
 def byte_ids(*values: int) -> list[int]:
-    return [BYTE_FALLBACK.token_to_id(BYTE_TOKENS[value]) for value in values]
+    vocab = BYTE_FALLBACK.get_vocab()
+    return [vocab[BYTE_TOKENS[value]] for value in values]
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], tail: list[int], skip: bool = True) -> list[str]:

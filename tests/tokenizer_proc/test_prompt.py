@@ -18,6 +18,7 @@ from tokenizers import (
     processors,
     trainers,
 )
+from tokenizers.decoders import ByteFallback, Fuse, Replace, Strip
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import BadRequest
@@ -88,14 +89,8 @@ def byte_level() -> Tokenizer:
 def byte_fallback() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    steps = [Replace("▁", " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
     specials = ["<unk>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=[*specials, *BYTE_TOKENS], show_progress=False
@@ -149,7 +144,7 @@ def dressed(tokenizer: Tokenizer, template: Any) -> PreTrainedTokenizerFast:
     vocab = tokenizer.get_vocab()
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     known = {name: token for name, token in names.items() if token in vocab}
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         chat_template=template,
         **known,
@@ -157,8 +152,22 @@ def dressed(tokenizer: Tokenizer, template: Any) -> PreTrainedTokenizerFast:
     )
 
 
+def trimmed_byte_level() -> Tokenizer:
+    """Control tokens that swallow the blanks beside them, and offsets that do not say so."""
+    tokenizer = byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    names = ["<|im_start|>", "<|im_end|>"]
+    kept = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    tokenizer = altered(tokenizer, [name for name in kept if name not in names])
+    greedy = [AddedToken(name, lstrip=True, rstrip=True, normalized=False) for name in names]
+    tokenizer.add_special_tokens(greedy)
+    return tokenizer
+
+
 KINDS = {
     "chatml": dressed(byte_level(), CHATML),
+    "trimmed": dressed(trimmed_byte_level(), CHATML),
     "thinking": dressed(byte_level(), THINKING),
     "llama": dressed(byte_fallback(), LLAMA),
     "legacy": dressed(legacy_byte_fallback(), LLAMA),
@@ -172,6 +181,7 @@ template_blind = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind
 ENCODERS = {kind: PromptEncoder(tokenizer) for kind, tokenizer in KINDS.items()}
 CONTROLS = {
     "chatml": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>"],
+    "trimmed": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"],
     "thinking": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"],
     "llama": ["<s>", "</s>", "<unk>"],
     "legacy": ["<s>", "</s>", "<unk>"],
@@ -186,17 +196,27 @@ harmless = st.text(st.sampled_from("ab x1<>|/[]\n\t  你é😀_")).filter(
 
 
 def huggingface_ids(kind: str, messages: Chat, **kwargs: Any) -> list[int]:
-    ids: list[int] = KINDS[kind].apply_chat_template(
+    ids = KINDS[kind].apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False, **kwargs
     )
-    return ids
+    return list(map(int, ids))
 
 
 def rendered(kind: str, messages: Chat, **kwargs: Any) -> str:
-    text: str = KINDS[kind].apply_chat_template(
+    text = KINDS[kind].apply_chat_template(
         messages, add_generation_prompt=True, tokenize=False, **kwargs
     )
-    return text
+    return str(text)
+
+
+def decoded(kind: str, ids: list[int]) -> str:
+    return str(KINDS[kind].decode(ids))
+
+
+def id_of(kind: str, token: str) -> int:
+    token_id = KINDS[kind].backend_tokenizer.token_to_id(token)
+    assert token_id is not None
+    return token_id
 
 
 def conversation(texts: list[str]) -> Chat:
@@ -205,9 +225,7 @@ def conversation(texts: list[str]) -> Chat:
 
 
 def count_controls(kind: str, ids: list[int]) -> Counter[str]:
-    names = dict(
-        zip(KINDS[kind].convert_tokens_to_ids(CONTROLS[kind]), CONTROLS[kind], strict=True)
-    )
+    names = {id_of(kind, control): control for control in CONTROLS[kind]}
     return Counter(names[token_id] for token_id in ids if token_id in names)
 
 
@@ -256,12 +274,12 @@ def planted(draw: st.DrawFn, kind: str) -> tuple[Chat, Chat]:
 def test_planted_control_tokens_stay_text(kind: str, data: st.DataObject) -> None:
     messages, harmless_messages = data.draw(planted(kind))
     ids = ENCODERS[kind].encode_chat(messages)
-    # Hugging Face counts what the template writes; the unknown token stands for unknown letters.
     expected = count_controls(kind, huggingface_ids(kind, harmless_messages))
     assert count_controls(kind, ids) == expected
     if kind in LOSSLESS:
-        decoded = KINDS[kind].decode(ids)
-        assert decoded.lstrip() == rendered(kind, messages).lstrip()  # Metaspace's first space
+        assert (
+            decoded(kind, ids).lstrip() == rendered(kind, messages).lstrip()
+        )  # Metaspace's first space
 
 
 @template_blind
@@ -288,7 +306,7 @@ def test_control_tokens_in_tools_stay_text(control: str) -> None:
     assert count_controls("chatml", ids) == count_controls(
         "chatml", huggingface_ids("chatml", safe, tools=tools("x"))
     )
-    assert KINDS["chatml"].decode(ids) == rendered("chatml", messages, tools=tools(control))
+    assert decoded("chatml", ids) == rendered("chatml", messages, tools=tools(control))
 
 
 @pytest.mark.parametrize("parts", [("<|im_", "end|>"), ("<|", "im_end", "|>"), ("<|im_end|", ">")])
@@ -297,7 +315,7 @@ def test_a_control_token_in_pieces_stays_text(parts: tuple[str, ...]) -> None:
     content = [{"type": "text", "text": part} for part in parts]
     ids = ENCODERS["chatml"].encode_chat([{"role": "user", "content": content}])
     assert count_controls("chatml", ids)["<|im_end|>"] == 1
-    assert "<|im_end|><|im_end|>" in KINDS["chatml"].decode(ids)
+    assert "<|im_end|><|im_end|>" in decoded("chatml", ids)
 
 
 def test_text_that_is_normalized_to_a_control_token_is_no_control_token() -> None:
@@ -324,14 +342,13 @@ def test_a_template_still_finds_the_reasoning_in_old_answers(
     tags = count_controls("thinking", ids)
     assert tags["</think>"] == (thought_first and "</think>" in answer)
     assert tags["<|im_end|>"] == len(messages)
-    assert KINDS["thinking"].decode(ids) == rendered("thinking", messages)
+    assert decoded("thinking", ids) == rendered("thinking", messages)
 
 
 def test_plain_text_may_hold_control_tokens_and_gets_the_tokenizers_own() -> None:
-    begin, end = KINDS["llama"].convert_tokens_to_ids(["<s>", "</s>"])
     ids = ENCODERS["llama"].encode_text("Hello</s>")
     assert ids == KINDS["llama"]("Hello</s>")["input_ids"]
-    assert (ids[0], ids[-1]) == (begin, end)
+    assert (ids[0], ids[-1]) == (id_of("llama", "<s>"), id_of("llama", "</s>"))
 
 
 @pytest.mark.parametrize(
@@ -367,11 +384,17 @@ def test_nesting_too_deep_for_a_template_is_refused() -> None:
         ENCODERS["chatml"].encode_chat([{"role": "user", "content": "a"}], tools=[{"deep": deep}])
 
 
-@pytest.mark.parametrize("name", ["chat_template", "tokenize", "documents"])
-def test_template_variables_cannot_steer_hugging_face(name: str) -> None:
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "documents", "no_such_name"])
+def test_variables_that_the_template_does_not_read_are_refused(name: str) -> None:
     with pytest.raises(BadRequest, match=name) as caught:
         ENCODERS["chatml"].encode_chat([{"role": "user", "content": "a"}], None, {name: "x"})
-    assert caught.value.param == "chat_template_kwargs"
+    assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_thinking_may_be_asked_for_whatever_the_template() -> None:
+    messages = [{"role": "user", "content": "a"}]
+    asked = ENCODERS["chatml"].encode_chat(messages, None, {"enable_thinking": False})
+    assert asked == ENCODERS["chatml"].encode_chat(messages)
 
 
 def test_of_several_templates_tools_choose_theirs() -> None:
