@@ -1,0 +1,55 @@
+"""The web application: routes, limits, error shape, and the `X-Request-Id` on every response."""
+
+import re
+import uuid
+
+from litestar import Litestar
+from litestar.datastructures import Headers, MutableScopeHeaders, State
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from frontend import page, probes, routes
+from frontend.errors_over_http import EXCEPTION_HANDLERS
+from frontend.service import Service
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+_SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+def build_app(service: Service) -> ASGIApp:
+    """Returns the whole application as one ASGI callable."""
+    litestar = Litestar(
+        route_handlers=[
+            routes.create_chat_completion,
+            routes.list_models,
+            routes.retrieve_model,
+            probes.show_health,
+            probes.show_readiness,
+            probes.show_liveness,
+            probes.show_version,
+            probes.show_metrics,
+            page.show_front_door,
+        ],
+        exception_handlers=EXCEPTION_HANDLERS,
+        request_max_body_size=MAX_BODY_BYTES,
+        state=State({"service": service}),
+        openapi_config=None,
+        logging_config=None,
+    )
+    return _with_request_id(litestar)
+
+
+def _with_request_id(app: ASGIApp) -> ASGIApp:
+    """Outermost, so that the framework's own errors carry the id too."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        asked = Headers.from_scope(scope).get("x-request-id", "")
+        request_id = asked if _SAFE_REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableScopeHeaders.from_message(message)["x-request-id"] = request_id
+            await send(message)
+
+        await app(scope, receive, send_with_id)
+
+    return call

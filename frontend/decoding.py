@@ -1,0 +1,81 @@
+"""Bytes to a typed request; every mistake of the caller becomes a `BadRequest` with its path. Pure.
+
+Quoted input is cut, so that an error is never much longer than this sentence.
+"""
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+
+from shared.errors import BadRequest, ErrorCode
+
+_MAX_QUOTED_CHARACTERS = 200
+_T = TypeVar("_T")
+
+_PATH = re.compile(r" - at `\$(.*)`$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(.+)`$")
+_WRONG_TYPE = re.compile(r"^Expected `(.+)`, got `(.+)`$")
+_OUT_OF_RANGE = re.compile(r"^Expected `(.+)` (of length [<>]= .+|[<>]=? .+)$")
+_JSON_NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Returns the top level of a JSON body without its null fields."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(
+            f"We could not parse the JSON body of your request: {error}.",
+            code=ErrorCode.INVALID_JSON,
+        ) from error
+    if not isinstance(parsed, dict):
+        raise BadRequest(
+            "The body of your request is not a JSON object.", code=ErrorCode.INVALID_TYPE
+        )
+    return {name: value for name, value in parsed.items() if value is not None}
+
+
+def convert(parsed: dict[str, Any], shape: type[_T]) -> _T:
+    """Returns the request in this shape, or raises BadRequest naming the field."""
+    try:
+        return msgspec.convert(parsed, shape)
+    except msgspec.ValidationError as error:
+        raise _bad_request(str(error)) from error
+
+
+def quoted(text: str) -> str:
+    """The caller's own text for an error message, cut short."""
+    if len(text) <= _MAX_QUOTED_CHARACTERS:
+        return f"'{text}'"
+    return f"'{text[:_MAX_QUOTED_CHARACTERS]}…'"
+
+
+def _bad_request(complaint: str) -> BadRequest:
+    path = _PATH.search(complaint)
+    what = complaint[: path.start()] if path else complaint
+    param = path[1].replace("[...]", "").lstrip(".") if path else ""
+    if match := _MISSING.match(what):
+        param = f"{param}.{match[1]}".lstrip(".")
+        sentence = f"Missing required parameter: '{param}'."
+        return BadRequest(sentence, param, ErrorCode.MISSING_PARAMETER)
+    if match := _WRONG_TYPE.match(what):
+        sentence = f"Invalid type for '{param}': expected {_json(match[1])}, got {_json(match[2])}."
+        return BadRequest(sentence, param, ErrorCode.INVALID_TYPE)
+    if match := _OUT_OF_RANGE.match(what):
+        return _out_of_range(param, match[1], match[2])
+    return BadRequest(f"Invalid value for '{param}': {quoted(what)}.", param)
+
+
+def _out_of_range(param: str, kind: str, limit: str) -> BadRequest:
+    if kind == "array" and limit == "of length >= 1":
+        sentence = f"Invalid '{param}': the array is empty; expected at least one element."
+        return BadRequest(sentence, param, ErrorCode.EMPTY_ARRAY)
+    return BadRequest(f"Invalid value for '{param}': expected {_json(kind)} {limit}.", param)
+
+
+def _json(kinds: str) -> str:
+    """Python's names of types as JSON calls them."""
+    names = [_JSON_NAMES.get(kind, kind) for kind in kinds.split(" | ")]
+    return " or ".join(names)

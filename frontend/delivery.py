@@ -1,0 +1,140 @@
+"""The ASGI side of one chat completion: waits, writes, and lets go whatever happens.
+
+Litestar cancels no handler when the client leaves, and a stream stuck in `send` never reaches its
+generator's `finally`. So the response is an ASGI callable of our own: it watches `receive`, limits
+each `send`, and holds the request in a `with` block. Nothing is sent before the prompt is accepted,
+so that every earlier failure is a real HTTP status.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from litestar.types import Receive, Scope, Send
+
+from frontend import responses, stream
+from frontend.engine_client import EngineClient
+from frontend.events import Failed, Finished, TextAdded
+from frontend.generation import Generation
+from frontend.responses import Head
+from frontend.stream import ChatStream
+from frontend.translate import Chat
+
+logger = logging.getLogger(__name__)
+
+WRITE_STALL_SECONDS = 30.0  # a client that reads nothing for so long has gone
+KEEP_ALIVE_SECONDS = 15.0  # proxies close connections that are silent for 30 to 60 seconds
+
+_STREAM_HEADERS = {
+    "content-type": stream.MEDIA_TYPE,
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would hold the chunks back
+}
+
+
+class ChatDelivery:
+    """Answers one validated chat request; an ASGI application."""
+
+    def __init__(self, engine: EngineClient, chat: Chat, model: str) -> None:
+        self._engine = engine
+        self._chat = chat
+        self._model = model
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises RequestError when the request fails before the first byte."""
+        with self._engine.submit(self._chat.prompt) as generation:
+            head = Head(generation.request_id, int(time.time()), self._model)
+            answer = self._stream if self._chat.stream else self._answer_whole
+            try:
+                await run_until_gone(answer(generation, head, send), receive)
+            except WriteStalledError:
+                logger.info("%s: the client stopped reading", generation.request_id)
+
+    async def _stream(self, generation: Generation, head: Head, send: Send) -> None:
+        prompt_tokens = await generation.accepted()
+        chunks = ChatStream(head, prompt_tokens, include_usage=self._chat.include_usage)
+        await _start(send, self._headers(_STREAM_HEADERS))
+        await _write(send, chunks.opening(), is_last=False)
+        while not chunks.is_over:
+            data = await _next_chunks(generation, chunks)
+            if data:
+                await _write(send, data, is_last=chunks.is_over)
+
+    async def _answer_whole(self, generation: Generation, head: Head, send: Send) -> None:
+        prompt_tokens = await generation.accepted()
+        added, finished = await _collect(generation)
+        body = responses.chat_completion(head, prompt_tokens, added, finished)
+        headers = {"content-type": "application/json", "content-length": str(len(body))}
+        await _start(send, self._headers(headers))
+        await _write(send, body, is_last=True)
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        if not self._chat.ignored_fields:
+            return dict(headers)
+        return {**headers, "x-ignored-fields": self._chat.ignored_fields}
+
+
+class WriteStalledError(Exception):
+    """The client has not taken a byte for `WRITE_STALL_SECONDS`."""
+
+
+async def run_until_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Runs the work, and cancels it when the client leaves; no task is left behind."""
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_wait_until_gone(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+    if not task.cancelled():
+        task.result()
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass  # the rest of a body that was read already
+
+
+async def _next_chunks(generation: Generation, chunks: ChatStream) -> bytes:
+    try:
+        async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+            events = await generation.next_events()
+    except TimeoutError:
+        return stream.KEEP_ALIVE
+    return chunks.encode(events)
+
+
+async def _collect(generation: Generation) -> tuple[list[TextAdded], Finished]:
+    added: list[TextAdded] = []
+    while True:
+        for event in await generation.next_events():
+            match event:
+                case TextAdded():
+                    added.append(event)
+                case Finished():
+                    return added, event
+                case Failed(error):
+                    raise error
+                case _:
+                    raise RuntimeError(f"{generation.request_id}: unexpected {event}")
+
+
+async def _start(send: Send, headers: Mapping[str, str]) -> None:
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await _send(send, {"type": "http.response.start", "status": 200, "headers": encoded})
+
+
+async def _write(send: Send, data: bytes, *, is_last: bool) -> None:
+    await _send(send, {"type": "http.response.body", "body": data, "more_body": not is_last})
+
+
+async def _send(send: Send, message: Any) -> None:
+    try:
+        async with asyncio.timeout(WRITE_STALL_SECONDS):
+            await send(message)
+    except TimeoutError as error:
+        raise WriteStalledError from error

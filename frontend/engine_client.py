@@ -1,0 +1,221 @@
+"""Between the HTTP handlers and the rooms: admits, sends to tokenizers, hands events back.
+
+Runs in the event loop and never waits. It knows no HTTP and no sockets, only the mailbox.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable, Iterable
+from typing import assert_never
+
+from frontend.dispatch import Dispatch
+from frontend.events import Event
+from frontend.generation import Generation
+from frontend.health import Health, Problem
+from frontend.ledger import Abandoned, Entry, Ledger, Life
+from frontend.meter import Meter
+from frontend.metrics import Metrics
+from frontend.translate import Prompt
+from shared.errors import ErrorCode, RequestError
+from shared.mailbox import Mailbox, unexpected
+from shared.messages import (
+    Abort,
+    AddressBook,
+    CreditGranted,
+    Generate,
+    Message,
+    Peer,
+    PromptAccepted,
+    RequestFailed,
+    RoomReady,
+    RoomStarted,
+    StepsAcknowledged,
+    Stop,
+    TextProduced,
+    Tokenize,
+    TokensSampled,
+    WorkerReported,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """Owns every open request from admission to its outcome."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        metrics: Metrics,
+        health: Health,
+        *,
+        max_concurrent: int,
+        request_timeout_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._mailbox = mailbox
+        self._metrics = metrics
+        self._health = health
+        self._max_concurrent = max_concurrent
+        self._request_timeout_seconds = request_timeout_seconds
+        self._clock = clock
+        self._ledger = Ledger()
+        self._dispatch = Dispatch()
+        self._peers: dict[str, Peer] = {}
+        self._lives: set[Life] = set()
+        metrics.open_requests.set_function(lambda: len(self._ledger))
+
+    # ── for the handlers ─────────────────────────────────────────────────────────────────────────
+
+    def submit(self, prompt: Prompt) -> Generation:
+        """Admits a request and starts it, or raises RequestError; use the result in a `with`."""
+        problem = self._admission_problem()
+        if problem is not None:
+            self._metrics.refused(problem.error.code).inc()
+            raise problem.error
+        generation = Generation(f"chatcmpl-{uuid.uuid4().hex}", self._release)
+        worker = self._ready_life("worker")
+        self._ledger.open(self._entry(generation, worker))
+        self._dispatch.add(self._tokenize(generation.request_id, worker, prompt))
+        self._send_waiting()
+        return generation
+
+    def engine_problem(self) -> Problem | None:
+        """Why the rooms behind cannot answer, if they cannot: what `/health` says."""
+        return self._health.problem(self._clock())
+
+    def readiness_problem(self) -> Problem | None:
+        """Why a new request would not do well, if so: what `/ready` says."""
+        return self.engine_problem() or self._admission_problem()
+
+    def max_model_len(self) -> int | None:
+        """The longest prompt plus answer, once a worker has told it."""
+        lengths = [peer.max_model_len for peer in self._mailbox.ready_rooms("worker")]
+        return min(lengths, default=None)
+
+    # ── for the event loop ───────────────────────────────────────────────────────────────────────
+
+    def receive(self) -> None:
+        """Takes all that has arrived, then notices deaths and the order to stop."""
+        for message in self._mailbox.receive(0.0):
+            self._handle(message)
+        self._compare_lives()
+        self._send_waiting()
+        stop = self._mailbox.stop
+        if stop is not None:
+            self._let_go(self._ledger.fail_all(RequestError(stop.code, stop.reason)))
+
+    def sweep(self) -> None:
+        """Ends what is past its deadline; called about once a second."""
+        self.receive()
+        self._let_go(self._ledger.expire(self._clock()))
+
+    # ── admission and dispatch ───────────────────────────────────────────────────────────────────
+
+    def _admission_problem(self) -> Problem | None:
+        if self._mailbox.stop is not None:
+            error = RequestError(ErrorCode.SHUTTING_DOWN, "The server is shutting down.")
+            return Problem("stopping", error)
+        if len(self._ledger) >= self._max_concurrent:
+            sentence = f"The server already has {self._max_concurrent} requests; try again soon."
+            return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
+        return self._health.missing()
+
+    def _entry(self, generation: Generation, worker: Life) -> Entry:
+        now = self._clock()
+        meter = Meter(self._metrics.requests, generation.request_id, now)
+
+        def sink(event: Event) -> None:
+            meter.observe(event, self._clock())
+            generation.push(event)
+
+        return Entry(
+            request_id=generation.request_id,
+            sink=sink,
+            deadline=now + self._request_timeout_seconds,
+            worker=worker,
+            detokenizer=self._ready_life("detokenizer"),
+        )
+
+    def _tokenize(self, request_id: str, worker: Life, prompt: Prompt) -> Tokenize:
+        return Tokenize(
+            request_id=request_id,
+            frontend_id=self._mailbox.identity.index,
+            worker_id=int(worker.room.rpartition("-")[2]),
+            messages=prompt.messages,
+            template_kwargs=prompt.template_kwargs,
+            max_tokens=prompt.max_tokens,
+            stop=prompt.stop,
+            sampling=prompt.sampling,
+        )
+
+    def _ready_life(self, kind: str) -> Life:
+        peer = self._mailbox.ready_rooms(kind)[0]
+        return Life(peer.room, peer.epoch)
+
+    def _send_waiting(self) -> None:
+        while (taken := self._dispatch.take(self._lives)) is not None:
+            tokenizer, command = taken
+            self._ledger.start_tokenising(command.request_id, tokenizer)
+            if not self._mailbox.send(tokenizer.room, command):
+                self._ledger.fail(command.request_id, _engine_dead(tokenizer.room))
+
+    # ── what arrives ─────────────────────────────────────────────────────────────────────────────
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case TextProduced():
+                self._let_go(self._ledger.add_text(message))
+            case PromptAccepted():
+                self._let_go(self._ledger.accept(message.request_id, message.prompt_tokens))
+            case RequestFailed():
+                error = RequestError(message.code, message.message, message.param)
+                self._ledger.fail(message.request_id, error)
+                self._dispatch.remove(message.request_id)
+            case CreditGranted():
+                self._dispatch.grant(Life(message.room, message.epoch), message.count)
+            case WorkerReported():
+                self._metrics.worker.show(message)
+                self._health.note_report(message, self._clock())
+            case (
+                RoomStarted() | RoomReady() | AddressBook() | Stop() | Tokenize() | Generate()
+                | Abort() | TokensSampled() | StepsAcknowledged()
+            ):  # fmt: skip
+                unexpected(message)
+            case _:
+                assert_never(message)
+
+    def _compare_lives(self) -> None:
+        """Fails what the dead owned; a room with another epoch is another life."""
+        peers = self._mailbox.peers
+        if peers is self._peers:  # the mailbox replaces the book when it changes
+            return
+        self._peers = peers
+        self._health.note_peers(peers, self._clock())
+        lives = {Life(peer.room, peer.epoch) for peer in peers.values()}
+        for life in self._lives - lives:
+            self._bury(life)
+        self._lives = lives
+
+    def _bury(self, life: Life) -> None:
+        logger.warning("%s (epoch %d) is gone", life.room, life.epoch)
+        self._dispatch.forget(life)
+        if life.room.startswith("worker-"):
+            self._metrics.worker.show_none()
+        self._let_go(self._ledger.fail_owned_by(life, _engine_dead(life.room)))
+
+    # ── ends ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _release(self, request_id: str) -> None:
+        """The consumer has gone; whatever still runs for it is aborted."""
+        self._let_go(self._ledger.abort(request_id))
+
+    def _let_go(self, orphans: Iterable[Abandoned]) -> None:
+        for orphan in orphans:
+            self._dispatch.remove(orphan.request_id)
+            for room in orphan.rooms:
+                self._mailbox.send(room, Abort(orphan.request_id))
+
+
+def _engine_dead(room: str) -> RequestError:
+    return RequestError(ErrorCode.ENGINE_DEAD, f"{room} died or cannot be reached.")

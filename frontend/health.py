@@ -1,0 +1,83 @@
+"""Whether the rooms behind can answer: loading, stalled, dead, or fine. Pure: time comes in."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from frontend.ledger import Life
+from shared.errors import ErrorCode, RequestError
+from shared.messages import Peer, WorkerReported
+
+NEEDED_KINDS = ("worker", "tokenizer", "detokenizer")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why the service cannot answer, for probes and for callers."""
+
+    status: str  # "loading", "stalled", "dead", "stopping" or "full"
+    error: RequestError
+
+
+class Health:
+    """What the address books and the worker's reports say about the rooms behind."""
+
+    def __init__(self, stall_timeout_seconds: float) -> None:
+        self._stall_timeout_seconds = stall_timeout_seconds
+        self._kinds_seen: set[str] = set()  # ready at least once: gone means dead, not loading
+        self._kinds_ready: set[str] = set()
+        self._kinds_present: set[str] = set()
+        self._worker: Life | None = None
+        self._step = -1
+        self._moved_at = 0.0  # when the worker last finished a step or was idle
+
+    def note_peers(self, peers: Mapping[str, Peer], now: float) -> None:
+        """Takes a new address book."""
+        self._kinds_present = _kinds(peers.values())
+        self._kinds_ready = _kinds([peer for peer in peers.values() if peer.is_ready])
+        self._kinds_seen |= self._kinds_ready
+        workers = [
+            Life(p.room, p.epoch) for p in peers.values() if p.is_ready and _kind(p) == "worker"
+        ]
+        worker = workers[0] if workers else None
+        if worker != self._worker:
+            self._worker, self._step, self._moved_at = worker, -1, now
+
+    def note_report(self, report: WorkerReported, now: float) -> None:
+        """Takes a worker's report; a report of another life is stale."""
+        if self._worker != Life(f"worker-{report.worker_id}", report.epoch):
+            return
+        if report.num_running == 0 or report.step != self._step:
+            self._moved_at = now
+        self._step = report.step
+
+    def missing(self) -> Problem | None:
+        """Loading or dead: some kind of room has none that is ready."""
+        for kind in NEEDED_KINDS:
+            if kind not in self._kinds_ready:
+                is_dead = kind in self._kinds_seen and kind not in self._kinds_present
+                return _dead(kind) if is_dead else _loading()
+        return None
+
+    def problem(self, now: float) -> Problem | None:
+        """`missing`, or stalled: no finished step and no idle report for the stall timeout."""
+        missing = self.missing()
+        if missing is None and now - self._moved_at > self._stall_timeout_seconds:
+            sentence = "The model has stopped making progress."
+            return Problem("stalled", RequestError(ErrorCode.ENGINE_DEAD, sentence))
+        return missing
+
+
+def _kind(peer: Peer) -> str:
+    return peer.room.rpartition("-")[0]
+
+
+def _kinds(peers: Collection[Peer]) -> set[str]:
+    return {_kind(peer) for peer in peers}
+
+
+def _loading() -> Problem:
+    return Problem("loading", RequestError(ErrorCode.MODEL_LOADING, "The model is loading."))
+
+
+def _dead(kind: str) -> Problem:
+    return Problem("dead", RequestError(ErrorCode.ENGINE_DEAD, f"The {kind} process has died."))

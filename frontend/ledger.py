@@ -1,0 +1,217 @@
+"""Every open request: who works on it, how far it is, when it must end. Pure: time comes in.
+
+    admitted ──► tokenising ──► running ──► ended
+        └────────────┴──────────────┴─────────▲
+
+A request has one outcome, told once to its sink by `_end`, which also forgets the request. Text may
+overtake the acceptance, because two rooms send them: it waits in `Entry.early`. ZeroMQ promises no
+delivery, so the ledger does: a dead owner, a gap or the deadline ends a request.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from frontend.events import Aborted, Accepted, Event, Failed, Finished, Outcome, TextAdded
+from shared.errors import ErrorCode, RequestError
+from shared.messages import TextEnded, TextProduced
+
+
+class State(Enum):
+    """How far a request is."""
+
+    ADMITTED = "admitted"  # waits in the frontend for a tokenizer's credit
+    TOKENISING = "tokenising"
+    RUNNING = "running"  # accepted; the worker has it, or will
+    ENDED = "ended"
+
+
+LEGAL_TRANSITIONS: dict[State, frozenset[State]] = {
+    State.ADMITTED: frozenset({State.TOKENISING, State.ENDED}),
+    State.TOKENISING: frozenset({State.RUNNING, State.ENDED}),
+    State.RUNNING: frozenset({State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class Life:
+    """One life of one room."""
+
+    room: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """An ended request and the rooms that may still work for it; each is owed an `Abort`."""
+
+    request_id: str
+    rooms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One request's part of a `TextProduced`."""
+
+    worker: Life
+    seq: int
+    text: str
+    completion_tokens: int
+    end: TextEnded | None
+
+
+@dataclass
+class Entry:
+    """One open request."""
+
+    request_id: str
+    sink: Callable[[Event], None]
+    deadline: float  # on the caller's monotonic clock
+    worker: Life
+    detokenizer: Life
+    tokenizer: Life | None = None  # set while tokenising
+    state: State = State.ADMITTED
+    next_seq: int = 0
+    early: list[_Row] = field(default_factory=list)
+
+    def move(self, state: State) -> None:
+        """Changes the state; raises RuntimeError when the table does not allow it."""
+        if state not in LEGAL_TRANSITIONS[self.state]:
+            raise RuntimeError(f"{self.request_id}: {self.state.value} -> {state.value}")
+        self.state = state
+
+    def owners(self) -> tuple[Life, ...]:
+        """The lives without which this request cannot go on."""
+        tokenizer = () if self.tokenizer is None else (self.tokenizer,)
+        return (*tokenizer, self.worker, self.detokenizer)
+
+    def working_rooms(self) -> tuple[str, ...]:
+        """The rooms that may hold this request and do not know by themselves that it is over."""
+        if self.state is State.ADMITTED:
+            return ()
+        tokenizer = () if self.tokenizer is None else (self.tokenizer.room,)
+        return (*tokenizer, self.worker.room)
+
+
+def _lost() -> RequestError:
+    return RequestError(ErrorCode.INTERNAL, "The server lost a part of the answer.")
+
+
+class Ledger:
+    """The open requests by id."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def open(self, entry: Entry) -> None:
+        """Adds an admitted request; its sink will get exactly one outcome."""
+        if entry.request_id in self._entries:
+            raise RuntimeError(f"{entry.request_id} is open already")
+        self._entries[entry.request_id] = entry
+
+    def start_tokenising(self, request_id: str, tokenizer: Life) -> None:
+        """Notes that this tokenizer owns the request until it accepts or fails it."""
+        entry = self._entries[request_id]
+        entry.move(State.TOKENISING)
+        entry.tokenizer = tokenizer
+
+    def accept(self, request_id: str, prompt_tokens: int) -> list[Abandoned]:
+        """Takes `PromptAccepted`, and then the text that overtook it."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return []
+        if entry.state is not State.TOKENISING:
+            return self._abandon([entry], _lost())
+        entry.move(State.RUNNING)
+        entry.tokenizer = None
+        entry.sink(Accepted(prompt_tokens))
+        early, entry.early = entry.early, []
+        return self._take_rows((entry.request_id, row) for row in early)
+
+    def add_text(self, produced: TextProduced) -> list[Abandoned]:
+        """Takes one step's text; a row of another worker's life or a gap ends its request."""
+        return self._take_rows(_rows(produced))
+
+    def fail(self, request_id: str, error: RequestError) -> None:
+        """Ends a request that its room gave up; nobody works for it any more."""
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            self._end(entry, Failed(error))
+
+    def abort(self, request_id: str) -> list[Abandoned]:
+        """Ends a request whose caller left."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return []
+        abandoned = Abandoned(request_id, entry.working_rooms())
+        self._end(entry, Aborted())
+        return [abandoned]
+
+    def expire(self, now: float) -> list[Abandoned]:
+        """Ends every request whose deadline has passed."""
+        late = [entry for entry in self._entries.values() if entry.deadline <= now]
+        return self._abandon(
+            late, RequestError(ErrorCode.TIMEOUT, "The request took longer than the server allows.")
+        )
+
+    def fail_owned_by(self, life: Life, error: RequestError) -> list[Abandoned]:
+        """Ends every request that this life owned."""
+        owned = [entry for entry in self._entries.values() if life in entry.owners()]
+        return [
+            Abandoned(orphan.request_id, tuple(r for r in orphan.rooms if r != life.room))
+            for orphan in self._abandon(owned, error)
+        ]
+
+    def fail_all(self, error: RequestError) -> list[Abandoned]:
+        """Ends every request."""
+        return self._abandon(list(self._entries.values()), error)
+
+    def _take_rows(self, rows: Iterable[tuple[str, _Row]]) -> list[Abandoned]:
+        abandoned: list[Abandoned] = []
+        for request_id, row in rows:
+            entry = self._entries.get(request_id)
+            if entry is not None:
+                abandoned += self._take_row(entry, row)
+        return abandoned
+
+    def _take_row(self, entry: Entry, row: _Row) -> list[Abandoned]:
+        if entry.state is State.TOKENISING:
+            entry.early.append(row)
+            return []
+        in_order = row.worker == entry.worker and row.seq == entry.next_seq
+        if entry.state is not State.RUNNING or not in_order:
+            return self._abandon([entry], _lost())
+        entry.next_seq += 1
+        entry.sink(TextAdded(row.text, row.completion_tokens))
+        if row.end is not None:
+            self._end(entry, Finished(row.end.finish_reason, row.end.completion_tokens))
+        return []
+
+    def _abandon(self, entries: list[Entry], error: RequestError) -> list[Abandoned]:
+        abandoned = [Abandoned(entry.request_id, entry.working_rooms()) for entry in entries]
+        for entry in entries:
+            self._end(entry, Failed(error))
+        return abandoned
+
+    def _end(self, entry: Entry, outcome: Outcome) -> None:
+        entry.move(State.ENDED)
+        del self._entries[entry.request_id]
+        entry.sink(outcome)
+
+
+def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
+    worker = Life(f"worker-{produced.worker_id}", produced.epoch)
+    ends = {end.request_id: end for end in produced.ended}
+    columns = zip(
+        produced.request_ids,
+        produced.seqs,
+        produced.texts,
+        produced.completion_tokens,
+        strict=True,
+    )
+    for request_id, seq, text, completion_tokens in columns:
+        yield request_id, _Row(worker, seq, text, completion_tokens, ends.get(request_id))

@@ -1,0 +1,69 @@
+"""Measures one request from arrival to outcome: its metrics and its one line in the log."""
+
+import logging
+from typing import assert_never
+
+from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded
+from frontend.metrics import RequestTimes
+
+logger = logging.getLogger(__name__)
+
+
+class Meter:
+    """Sees every event of one request, with the time at which it came."""
+
+    def __init__(self, times: RequestTimes, request_id: str, now: float) -> None:
+        self._times = times
+        self._request_id = request_id
+        self._started_at = now
+        self._first_token_at: float | None = None
+        self._last_token_at = now
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+
+    def observe(self, event: Event, now: float) -> None:
+        """Takes the next event."""
+        match event:
+            case Accepted(prompt_tokens):
+                self._prompt_tokens = prompt_tokens
+                self._times.prompt_tokens.inc(prompt_tokens)
+            case TextAdded(_, completion_tokens):
+                self._count_tokens(completion_tokens, now)
+            case Finished(finish_reason, completion_tokens):
+                self._count_tokens(completion_tokens, now)
+                self._end(finish_reason, finish_reason, now)
+            case Failed(error):
+                self._end("error", f"error ({error.code})", now)
+            case Aborted():
+                self._end("abort", "abort", now)
+            case _:
+                assert_never(event)
+
+    def _count_tokens(self, completion_tokens: int, now: float) -> None:
+        num_new = completion_tokens - self._completion_tokens
+        if num_new <= 0:
+            return
+        if self._first_token_at is None:
+            self._first_token_at = now
+            self._times.first_token.observe(now - self._started_at)
+        else:
+            self._times.inter_token.observe((now - self._last_token_at) / num_new)
+        self._last_token_at = now
+        self._completion_tokens = completion_tokens
+        self._times.generation_tokens.inc(num_new)
+
+    def _end(self, finished_reason: str, shown_reason: str, now: float) -> None:
+        self._times.ended(finished_reason).inc()
+        self._times.whole.observe(now - self._started_at)
+        self._times.num_prompt_tokens.observe(self._prompt_tokens)
+        self._times.num_generation_tokens.observe(self._completion_tokens)
+        first = self._first_token_at
+        logger.info(
+            "%s prompt=%d completion=%d ttft=%s total=%.3fs finish=%s",
+            self._request_id,
+            self._prompt_tokens,
+            self._completion_tokens,
+            "-" if first is None else f"{first - self._started_at:.3f}s",
+            now - self._started_at,
+            shown_reason,
+        )

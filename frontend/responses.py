@@ -1,0 +1,98 @@
+"""Events to one JSON body; errors to body, status and headers. Pure."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from frontend.events import Finished, TextAdded
+from frontend.version import VERSION
+from shared.errors import FAILURES, RequestError
+
+_NEVER_RETRY_STATUSES = frozenset({500, 504})  # the client would only fail, or wait, once more
+
+
+@dataclass(frozen=True)
+class Head:
+    """What every chunk and body of one answer has in common."""
+
+    request_id: str
+    created: int  # Unix seconds
+    model: str
+
+
+def fingerprint(model: str) -> str:
+    """The same as long as the same version serves the same model."""
+    return "fp_" + hashlib.sha256(f"{model}\n{VERSION}".encode()).hexdigest()[:10]
+
+
+def envelope(head: Head, kind: str) -> dict[str, Any]:
+    """The first fields of a body or chunk."""
+    return {
+        "id": head.request_id,
+        "object": kind,
+        "created": head.created,
+        "model": head.model,
+        "system_fingerprint": fingerprint(head.model),
+    }
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """What the answer cost."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def chat_completion(
+    head: Head, prompt_tokens: int, added: Iterable[TextAdded], finished: Finished
+) -> bytes:
+    """The whole answer of a request that did not stream."""
+    message = {"role": "assistant", "content": "".join(e.text for e in added), "refusal": None}
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": finished.finish_reason,
+    }
+    body = envelope(head, "chat.completion") | {
+        "choices": [choice],
+        "usage": usage(prompt_tokens, finished.completion_tokens),
+    }
+    return orjson.dumps(body)
+
+
+def error_object(error: RequestError) -> dict[str, Any]:
+    """The OpenAI shape of an error; its code is a name or null, never a number."""
+    failure = FAILURES[error.code]
+    code = error.code.value if failure.shows_code else None
+    return {
+        "error": {
+            "message": error.message,
+            "type": failure.type,
+            "param": error.param,
+            "code": code,
+        }
+    }
+
+
+def error_status(error: RequestError) -> int:
+    """The HTTP status of an error."""
+    return FAILURES[error.code].status
+
+
+def error_headers(error: RequestError) -> dict[str, str]:
+    """Whether and when the caller should try again."""
+    failure = FAILURES[error.code]
+    headers = {}
+    if failure.retry_after_seconds is not None:
+        headers["retry-after"] = str(failure.retry_after_seconds)
+    if failure.status in _NEVER_RETRY_STATUSES:
+        headers["x-should-retry"] = "false"
+    return headers

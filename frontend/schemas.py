@@ -1,0 +1,78 @@
+"""The shape of a chat request, as OpenAI and common servers define it; only what is obeyed.
+
+Null top-level fields are dropped before this shape is applied, so absent and null are one.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+MAX_MESSAGES = 1024
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+_INT64 = 2**63
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Scalar = bool | int | float | str | None
+
+
+class ContentPart(Struct, frozen=True):
+    """One part of a message's content; kinds other than `text` and `refusal` are refused."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class CalledFunction(Struct, frozen=True):
+    """What the model called: `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True):
+    """One call in a replayed assistant message."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(Struct, frozen=True):
+    """One message of the conversation."""
+
+    role: Role
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    function_call: Any = None
+    audio: Any = None
+
+
+class StreamOptions(Struct, frozen=True):
+    """How a stream is framed."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class ChatRequest(Struct, frozen=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1)] = 0
+    seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
+    stop: str | list[str] | None = None
+    chat_template_kwargs: dict[str, Scalar] | None = None

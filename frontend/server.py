@@ -1,0 +1,120 @@
+"""The frontend process: one event loop that serves HTTP and reads the mailbox.
+
+It answers from its start, while the model still loads. It ends when the launcher says `Stop`: open
+requests fail with the launcher's reason, and their bytes get one second to leave.
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+import uvloop
+
+from frontend.app import build_app
+from frontend.engine_client import EngineClient
+from frontend.health import Health
+from frontend.metrics import Metrics
+from frontend.served_model import ServedModel
+from frontend.service import Service
+from shared.config import FrontendConfig
+from shared.mailbox import Mailbox
+
+SWEEP_SECONDS = 1.0  # how late a deadline may be noticed
+GOODBYE_SECONDS = 1  # for the last bytes of open requests at the end
+KEEP_ALIVE_SECONDS = 120  # longer than clients keep idle connections, so that they close first
+
+
+def run(config: FrontendConfig, mailbox: Mailbox) -> None:
+    """Serves on the inherited listening socket until the launcher says stop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, mailbox))
+
+
+async def _serve(config: FrontendConfig, mailbox: Mailbox) -> None:
+    service = _build_service(config, mailbox)
+    server = _Server(service, mailbox)
+    with server.watching_mailbox():
+        await server.serve(sockets=[socket.socket(fileno=config.socket_fd)])
+    if server.failure is not None:
+        raise server.failure
+
+
+def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
+    metrics = Metrics(config.model_name)
+    engine = EngineClient(
+        mailbox,
+        metrics,
+        Health(config.stall_timeout),
+        max_concurrent=config.max_concurrent,
+        request_timeout_seconds=config.request_timeout,
+        clock=time.monotonic,
+    )
+    return Service(engine, metrics, ServedModel(config, created=int(time.time())))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves signals to the launcher, and the loop's other duty: the mailbox."""
+
+    def __init__(self, service: Service, mailbox: Mailbox) -> None:
+        super().__init__(_uvicorn_config(service))
+        self._engine = service.engine
+        self._mailbox = mailbox
+        self.failure: Exception | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Reports ready as soon as connections are answered."""
+        await super().startup(sockets)
+        self._mailbox.report_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none: `shared/process.py` ignores them, and the launcher says stop."""
+        yield
+
+    @contextlib.contextmanager
+    def watching_mailbox(self) -> Iterator[None]:
+        """Handles messages on arrival, and sweeps about once a second."""
+        loop = asyncio.get_running_loop()
+        fileno = self._mailbox.fileno()
+        loop.add_reader(fileno, self._guard, self._engine.receive)
+        # The descriptor tells of changes only: what came before it was watched must be fetched.
+        self._guard(self._engine.receive)
+        self._timer = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+            loop.remove_reader(fileno)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._guard(self._engine.sweep)
+        self._timer = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+
+    def _guard(self, duty: Callable[[], None]) -> None:
+        """Runs one duty; a bug in it ends the process, because the ledger can no longer be true."""
+        try:
+            duty()
+        except Exception as error:  # noqa: BLE001 — the loop's boundary: `run` raises it
+            self.failure = error
+            self.should_exit = True
+        if self._mailbox.stop is not None:
+            self.should_exit = True
+
+
+def _uvicorn_config(service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        build_app(service),
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GOODBYE_SECONDS,
+    )

@@ -1,0 +1,28 @@
+"""What the handlers share: one of each, built by `server.py`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request
+from litestar.datastructures import State
+
+from frontend.engine_client import EngineClient
+from frontend.metrics import Metrics
+from frontend.served_model import ServedModel
+
+ApiRequest = Request[Any, Any, State]
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything that a handler may use."""
+
+    engine: EngineClient
+    metrics: Metrics
+    model: ServedModel
+
+
+def service_of(request: ApiRequest) -> Service:
+    """The service behind the application that got this request."""
+    service: Service = request.app.state.service
+    return service

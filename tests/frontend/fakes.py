@@ -1,0 +1,160 @@
+"""The other rooms, played by a script: a mailbox without sockets and the answers that it brings."""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+from shared.config import Identity
+from shared.errors import ErrorCode
+from shared.messages import (
+    Abort,
+    AddressBook,
+    CreditGranted,
+    Message,
+    Peer,
+    PromptAccepted,
+    RequestFailed,
+    Stop,
+    TextEnded,
+    TextProduced,
+    Tokenize,
+    WorkerReported,
+)
+
+MAX_MODEL_LEN = 512
+PROMPT_TOKENS = 9
+
+
+def make_book(epochs: dict[str, int] | None = None, *, ready: bool = True) -> AddressBook:
+    """The three rooms, each at epoch 1 unless told otherwise; epoch 0 leaves a room out."""
+    rooms = {"worker-0": 1, "tokenizer-0": 1, "detokenizer-0": 1, **(epochs or {})}
+    return AddressBook(
+        tuple(
+            Peer(
+                room,
+                epoch,
+                f"ipc://{room}.{epoch}",
+                ready,
+                MAX_MODEL_LEN if "worker" in room else 0,
+            )
+            for room, epoch in rooms.items()
+            if epoch
+        )
+    )
+
+
+def make_text(
+    request_id: str, seq: int, text: str, *, epoch: int = 1, finish: str | None = None
+) -> TextProduced:
+    """One step's text for one request: its n-th row is its n-th token."""
+    ended = () if finish is None else (TextEnded(request_id, finish, seq + 1),)
+    return TextProduced(0, epoch, (request_id,), (seq,), (text,), (seq + 1,), ended)
+
+
+def make_report(step: int, running: int = 0, waiting: int = 0, used: int = 0) -> WorkerReported:
+    """A worker's report, of 10 blocks."""
+    return WorkerReported(0, 1, step, running, waiting, 10, used, 0, 0, 2)
+
+
+class FakeMailbox:
+    """Has the methods of `Mailbox`; what is sent is recorded, what arrives is delivered by hand."""
+
+    def __init__(self) -> None:
+        self.identity = Identity("frontend", 0, 1, "")
+        self.peers: dict[str, Peer] = {}
+        self.stop: Stop | None = None
+        self.sent: list[tuple[str, Message]] = []
+        self.unreachable: set[str] = set()
+        self.is_ready = threading.Event()
+        self._arrived: deque[Message] = deque()
+        self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK)
+
+    def fileno(self) -> int:
+        return self._read_fd
+
+    def deliver(self, *messages: Message) -> None:
+        """Puts messages into the inbox; from any thread."""
+        self._arrived.extend(messages)
+        os.write(self._write_fd, b"!")
+
+    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
+        assert timeout_seconds == 0.0, "the event loop must not block"
+        with contextlib.suppress(BlockingIOError):  # fetched before it was announced
+            os.read(self._read_fd, 4096)
+        work: list[Message] = []
+        while self._arrived:
+            match self._arrived.popleft():
+                case AddressBook(peers):
+                    self.peers = {peer.room: peer for peer in peers}
+                case Stop() as stop:
+                    self.stop = stop
+                case message:
+                    work.append(message)
+        return work
+
+    def send(self, room: str, message: Message) -> bool:
+        if room in self.unreachable or room not in self.peers:
+            return False
+        self.sent.append((room, message))
+        return True
+
+    def ready_rooms(self, kind: str) -> list[Peer]:
+        return [p for p in self.peers.values() if p.is_ready and p.room.startswith(f"{kind}-")]
+
+    def report_ready(self, max_model_len: int = 0) -> None:
+        self.is_ready.set()
+
+    def close(self) -> None:
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+    def sent_to(self, room: str) -> list[Message]:
+        return [message for to, message in self.sent if to == room]
+
+    def aborted(self, room: str = "worker-0") -> list[str]:
+        return [m.request_id for m in self.sent_to(room) if isinstance(m, Abort)]
+
+
+@dataclass
+class ScriptedMailbox(FakeMailbox):
+    """Plays all rooms: the last message's content says how its request goes.
+
+    `say a|b` answers in two steps; `start a|b` leaves the answer open; `refuse` fails in the
+    tokenizer; `hang` is never accepted; `break a` fails after its text.
+    """
+
+    requests: list[Tokenize] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def send(self, room: str, message: Message) -> bool:
+        is_sent = super().send(room, message)
+        if is_sent and isinstance(message, Tokenize):
+            self._play(message)
+            self.deliver(CreditGranted(room, 1, 1))
+            self.requests.append(message)  # last: who sees it may go on where the script ended
+        return is_sent
+
+    def _play(self, request: Tokenize) -> None:
+        verb, _, argument = str(request.messages[-1]["content"]).partition(" ")
+        if verb == "hang":
+            return
+        if verb == "refuse":
+            sentence = f"This model's maximum context length is {MAX_MODEL_LEN} tokens."
+            code = ErrorCode.CONTEXT_LENGTH
+            self.deliver(RequestFailed(request.request_id, code, sentence, "messages"))
+            return
+        self.deliver(PromptAccepted(request.request_id, PROMPT_TOKENS))
+        self.play_text(request.request_id, argument, finish="stop" if verb == "say" else None)
+        if verb == "break":
+            failed = RequestFailed(request.request_id, ErrorCode.INTERNAL, "It broke.", None)
+            self.deliver(failed)
+
+    def play_text(self, request_id: str, pieces: str, finish: str | None) -> None:
+        texts = pieces.split("|")
+        for seq, text in enumerate(texts):
+            end = finish if seq == len(texts) - 1 else None
+            self.deliver(make_text(request_id, seq, text, finish=end))

@@ -1,0 +1,286 @@
+"""Admission, credits, aborts, deaths and stops, against a mailbox that is driven by hand."""
+
+import asyncio
+
+import pytest
+
+from frontend.engine_client import EngineClient
+from frontend.events import Failed, Finished, TextAdded
+from frontend.health import Health
+from frontend.metrics import Metrics
+from frontend.translate import Prompt
+from shared.errors import ErrorCode, RequestError
+from shared.messages import (
+    Abort,
+    CreditGranted,
+    PromptAccepted,
+    RequestFailed,
+    StepsAcknowledged,
+    Stop,
+    Tokenize,
+)
+from shared.sampling import SamplingParams
+from tests.frontend.fakes import FakeMailbox, make_book, make_report, make_text
+
+PROMPT = Prompt(({"role": "user", "content": "x"},), {}, None, (), SamplingParams(seed=1))
+
+
+class Bench:
+    """An engine client with its mailbox, a clock that is set by hand, and three ready rooms."""
+
+    def __init__(self, *, credit: int = 8, max_concurrent: int = 4) -> None:
+        self.now = 0.0
+        self.mailbox = FakeMailbox()
+        self.metrics = Metrics("m")
+        self.engine = EngineClient(
+            self.mailbox,
+            self.metrics,
+            Health(60.0),
+            max_concurrent=max_concurrent,
+            request_timeout_seconds=100.0,
+            clock=lambda: self.now,
+        )
+        self.arrive(make_book())
+        if credit:
+            self.grant("tokenizer-0", credit)
+
+    def arrive(self, *messages):
+        self.mailbox.deliver(*messages)
+        self.engine.receive()
+
+    def grant(self, room, count, epoch=1):
+        self.arrive(CreditGranted(room, epoch, count))
+
+    def submit(self):
+        return self.engine.submit(PROMPT)
+
+    def tokenised(self, room="tokenizer-0"):
+        return [m.request_id for m in self.mailbox.sent_to(room) if isinstance(m, Tokenize)]
+
+    def value(self, name, **labels):
+        labels = {"model_name": "m", "engine": "0", **labels}
+        text = self.metrics.render().decode()
+        pairs = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+        lines = [x for x in text.splitlines() if x.startswith(f"{name}{{{pairs}}}")]
+        return float(lines[0].split()[-1]) if lines else 0.0
+
+
+@pytest.fixture
+def bench():
+    made = Bench()
+    yield made
+    made.mailbox.close()
+
+
+def test_one_request_from_end_to_end(bench):
+    async def consume(generation):
+        assert await generation.accepted() == 9
+        return await generation.next_events()
+
+    with bench.submit() as generation:
+        request_id = generation.request_id
+        command = bench.mailbox.sent_to("tokenizer-0")[0]
+        assert (command.request_id, command.frontend_id, command.worker_id) == (request_id, 0, 0)
+        bench.now = 1.0
+        bench.arrive(PromptAccepted(request_id, 9), make_text(request_id, 0, "a"))
+        bench.now = 1.5
+        bench.arrive(make_text(request_id, 1, "b", finish="stop"))
+        events = asyncio.run(consume(generation))
+    assert events == [TextAdded("a", 1), TextAdded("b", 2), Finished("stop", 2)]
+    assert bench.mailbox.aborted() == []
+    assert bench.value("vllm:prompt_tokens_total") == 9
+    assert bench.value("vllm:generation_tokens_total") == 2
+    assert bench.value("vllm:request_success_total", finished_reason="stop") == 1
+    assert bench.value("vllm:time_to_first_token_seconds_sum") == 1.0
+    assert bench.value("vllm:inter_token_latency_seconds_sum") == 0.5
+
+
+def test_a_prompt_waits_for_credit_in_order():
+    bench = Bench(credit=0)
+    first, second, third = bench.submit(), bench.submit(), bench.submit()
+    assert bench.tokenised() == []
+    with second:
+        pass  # its caller leaves while it waits
+    bench.grant("tokenizer-0", 1)
+    assert bench.tokenised() == [first.request_id]
+    bench.grant("tokenizer-0", 1)
+    assert bench.tokenised() == [first.request_id, third.request_id]
+    assert not any(isinstance(message, Abort) for _, message in bench.mailbox.sent)
+
+
+def test_the_tokenizer_with_most_credits_is_next():
+    bench = Bench(credit=0)
+    bench.arrive(make_book({"tokenizer-1": 1}))
+    bench.grant("tokenizer-0", 1)
+    bench.grant("tokenizer-1", 2)
+    bench.submit()
+    assert len(bench.tokenised("tokenizer-1")) == 1
+
+
+def test_credits_die_with_their_life():
+    bench = Bench(credit=5)
+    bench.arrive(make_book({"tokenizer-0": 2}))
+    waiting = bench.submit()
+    assert bench.tokenised() == []
+    bench.grant("tokenizer-0", 1, epoch=1)  # a word of the dead
+    assert bench.tokenised() == []
+    bench.grant("tokenizer-0", 1, epoch=2)
+    assert bench.tokenised() == [waiting.request_id]
+
+
+def refusal(bench):
+    with pytest.raises(RequestError) as caught:
+        bench.submit()
+    return caught.value.code
+
+
+def test_admission(bench):
+    for _ in range(4):
+        bench.submit()
+    assert refusal(bench) is ErrorCode.QUEUE_FULL
+    assert bench.engine.engine_problem() is None
+    assert bench.engine.readiness_problem().status == "full"
+    assert bench.value("vllm:admission_rejections_total", reason="queue_full") == 1
+    assert bench.value("transformers_openai_api:open_requests") == 4
+
+
+@pytest.mark.parametrize("room", ["worker-0", "tokenizer-0", "detokenizer-0"])
+def test_admission_needs_every_kind_of_room(bench, room):
+    bench.arrive(make_book({room: 0}))
+    assert refusal(bench) is ErrorCode.ENGINE_DEAD
+    assert bench.engine.engine_problem().status == "dead"
+    bench.arrive(make_book(ready=False))
+    assert refusal(bench) is ErrorCode.MODEL_LOADING
+    assert bench.engine.engine_problem().status == "loading"
+
+
+def failure(generation):
+    async def read():
+        return (await generation.next_events())[-1]
+
+    event = asyncio.run(read())
+    assert isinstance(event, Failed)
+    return event.error.code
+
+
+@pytest.mark.parametrize("room", ["worker-0", "tokenizer-0", "detokenizer-0"])
+def test_a_death_fails_what_it_owned(bench, room):
+    bench.arrive(make_report(3, running=2, used=5))
+    with bench.submit() as generation:
+        bench.arrive(make_book({room: 2}))
+        assert failure(generation) is ErrorCode.ENGINE_DEAD
+        told = {to for to, message in bench.mailbox.sent if isinstance(message, Abort)}
+        assert told == {"worker-0", "tokenizer-0"} - {room}
+    assert bench.value("vllm:num_requests_running") == (0 if room == "worker-0" else 2)
+
+
+def test_a_tokenizer_that_dies_after_acceptance_harms_nobody(bench):
+    with bench.submit() as generation:
+        bench.arrive(PromptAccepted(generation.request_id, 9), make_book({"tokenizer-0": 2}))
+        bench.arrive(make_text(generation.request_id, 0, "a", finish="stop"))
+        assert bench.mailbox.aborted() == []
+
+
+def test_a_send_that_fails(bench):
+    bench.mailbox.unreachable.add("tokenizer-0")
+    with bench.submit() as generation:
+        assert failure(generation) is ErrorCode.ENGINE_DEAD
+
+
+def test_leaving_aborts_where_it_runs(bench):
+    with bench.submit() as tokenising:
+        pass
+    assert bench.mailbox.aborted("tokenizer-0") == [tokenising.request_id]
+    assert bench.mailbox.aborted("worker-0") == [tokenising.request_id]
+    with bench.submit() as running:
+        bench.arrive(PromptAccepted(running.request_id, 9))
+    assert bench.mailbox.aborted("tokenizer-0") == [tokenising.request_id]
+    assert bench.mailbox.aborted("worker-0") == [tokenising.request_id, running.request_id]
+    assert bench.value("vllm:request_success_total", finished_reason="abort") == 2
+
+
+def test_a_cancelled_consumer_aborts(bench):
+    async def scenario():
+        async def consume():
+            with bench.submit() as generation:
+                await generation.accepted()
+
+        task = asyncio.create_task(consume())
+        while not bench.tokenised():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert len(bench.mailbox.aborted()) == 1
+
+
+def test_the_tokenizer_refuses(bench):
+    async def read(generation):
+        await generation.accepted()
+
+    with bench.submit() as generation:
+        code = ErrorCode.CONTEXT_LENGTH
+        bench.arrive(RequestFailed(generation.request_id, code, "too long", "messages"))
+        with pytest.raises(RequestError) as caught:
+            asyncio.run(read(generation))
+    assert (caught.value.code, caught.value.param) == (code, "messages")
+    assert bench.mailbox.aborted() == []
+
+
+def test_stop_fails_everything_and_refuses_more(bench):
+    with bench.submit() as generation:
+        bench.arrive(Stop(ErrorCode.SHUTTING_DOWN, "bye"))
+        assert failure(generation) is ErrorCode.SHUTTING_DOWN
+    assert refusal(bench) is ErrorCode.SHUTTING_DOWN
+    assert bench.engine.readiness_problem().status == "stopping"
+    assert bench.engine.engine_problem() is None
+
+
+def test_the_sweep_ends_what_is_late_also_while_it_waits():
+    bench = Bench(credit=0)
+    with bench.submit() as generation:
+        bench.now = 99.0
+        bench.engine.sweep()
+        bench.now = 101.0
+        bench.engine.sweep()
+        assert failure(generation) is ErrorCode.TIMEOUT
+    bench.grant("tokenizer-0", 1)
+    assert bench.tokenised() == []
+
+
+def test_a_worker_that_makes_no_steps_is_stalled(bench):
+    for second in range(0, 200, 20):
+        bench.now = float(second)
+        bench.arrive(make_report(second, running=1))
+    assert bench.engine.engine_problem() is None
+    for second in range(200, 300, 20):
+        bench.now = float(second)
+        bench.arrive(make_report(180, running=1))
+    assert bench.engine.engine_problem().status == "stalled"
+    bench.arrive(make_report(181, running=1))
+    assert bench.engine.engine_problem() is None
+
+
+def test_a_worker_that_says_nothing_is_stalled_and_an_idle_one_is_not(bench):
+    for second in range(0, 200, 20):
+        bench.now = float(second)
+        bench.arrive(make_report(7))
+    assert bench.engine.engine_problem() is None
+    bench.now += 61
+    assert bench.engine.engine_problem().status == "stalled"
+
+
+def test_load_falls_to_zero_at_rest(bench):
+    bench.arrive(make_report(3, running=2, waiting=1, used=5))
+    assert bench.value("vllm:num_requests_running") == 2
+    assert bench.value("vllm:num_requests_waiting") == 1
+    assert bench.value("vllm:kv_cache_usage_perc") == 0.5
+    bench.arrive(make_report(3))
+    assert bench.value("vllm:num_requests_running") == 0
+    assert bench.value("vllm:kv_cache_usage_perc") == 0
+
+
+def test_messages_for_other_rooms_are_ignored(bench, caplog):
+    bench.arrive(StepsAcknowledged(1, 1))
+    assert "StepsAcknowledged" in caplog.text

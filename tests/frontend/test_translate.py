@@ -1,0 +1,326 @@
+"""Bodies to prompts; bad ones to 400 with the path of the fault."""
+
+import json
+
+import pytest
+
+from frontend import translate
+from frontend.fields import NEUTRAL_VALUES, OBEYED, WITHOUT_EFFECT
+from frontend.served_model import ServedModel
+from shared import wire
+from shared.config import FrontendConfig, ModelConfig
+from shared.errors import FAILURES, BadRequest, ErrorCode, RequestError
+from shared.messages import Tokenize
+
+MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
+HELLO = [{"role": "user", "content": "hello"}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
+
+
+def chat(body=None, /, **values):
+    given = {"messages": HELLO, **values} if body is None else body
+    return translate.chat(json.dumps(given).encode(), MODEL, random_seed=5)
+
+
+def nested(depth):
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+def test_defaults():
+    found = chat()
+    assert found.prompt.messages == ({"role": "user", "content": "hello"},)
+    sampling = found.prompt.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (1.0, 1.0, 0, 5)
+    assert (found.prompt.max_tokens, found.prompt.stop) == (None, ())
+    assert (found.stream, found.include_usage, found.ignored_fields) == (False, False, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [
+        ({"max_tokens": 5}, "max_tokens", 5),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, "max_tokens", 7),
+        ({"max_tokens": 2**63}, "max_tokens", 2**31 - 1),
+        ({"stop": "x"}, "stop", ("x",)),
+        ({"stop": ["x", "y" * 256]}, "stop", ("x", "y" * 256)),
+        ({"stop": []}, "stop", ()),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            "template_kwargs",
+            {"enable_thinking": False},
+        ),
+    ],
+)
+def test_obeyed(given, field, value):
+    assert getattr(chat(**given).prompt, field) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [
+        ({"temperature": 0}, "temperature", 0.0),
+        ({"temperature": 2}, "temperature", 2.0),
+        ({"top_p": 0}, "top_p", 0.0),
+        ({"top_k": -1}, "top_k", 0),
+        ({"top_k": 2**40}, "top_k", 2**31 - 1),
+        ({"seed": 7}, "seed", 7),
+        ({"seed": -1}, "seed", 2**63 - 1),
+        ({"seed": -(2**63)}, "seed", 0),
+    ],
+)
+def test_sampling(given, field, value):
+    assert getattr(chat(**given).prompt.sampling, field) == value
+
+
+def test_every_optional_field_may_be_null():
+    names = (OBEYED | NEUTRAL_VALUES.keys() | WITHOUT_EFFECT) - {"messages"}
+    assert chat(**dict.fromkeys(names)) == chat()
+
+
+def test_neutral_values_and_fields_without_effect_pass_in_silence():
+    neutral = {name: values[0] for name, values in NEUTRAL_VALUES.items() if values}
+    assert chat(**neutral, **dict.fromkeys(WITHOUT_EFFECT, "x")) == chat()
+
+
+def test_lists_do_not_overlap():
+    assert not OBEYED & WITHOUT_EFFECT
+    assert not (OBEYED | WITHOUT_EFFECT) & NEUTRAL_VALUES.keys()
+
+
+def test_unknown_fields_are_named_safely():
+    assert chat(foo=1, bar=None).ignored_fields == "foo"
+    evil = {f"a\r\nX-Evil: {i}" + "z" * 100: 1 for i in range(40)}
+    ignored = chat(**evil).ignored_fields
+    assert "\r" not in ignored
+    assert len(ignored) < 16 * 67
+    assert ignored.isascii()
+
+
+MESSAGES = [
+    ({"role": "developer", "content": "x"}, {"role": "system", "content": "x"}),
+    (
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "user", "content": "ab"},
+    ),
+    (
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [CALL],
+            "refusal": None,
+            "audio": None,
+        },
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"type": "function", "function": {"name": "f", "arguments": {"a": [1]}}, "id": "c1"}
+            ],
+        },
+    ),
+    (
+        {"role": "tool", "tool_call_id": "c1", "content": "5", "junk": 1},
+        {"role": "tool", "tool_call_id": "c1", "content": "5"},
+    ),
+    (
+        {"role": "assistant", "content": "x", "reasoning_content": "y"},
+        {"role": "assistant", "content": "x", "reasoning_content": "y"},
+    ),
+    ({"role": "assistant", "refusal": "no"}, {"role": "assistant", "content": "no"}),
+    (
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+        {"role": "assistant", "content": "no"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "rendered"), MESSAGES)
+def test_messages(given, rendered):
+    assert chat(messages=[given]).prompt.messages == (rendered,)
+
+
+@pytest.mark.parametrize("arguments", ["", "not json", "[1]", '"x"', '{"a": 1e999}'])
+def test_arguments_that_are_no_object_stay_text(arguments):
+    call = {"function": {"name": "f", "arguments": arguments}}
+    found = chat(messages=[{"role": "assistant", "tool_calls": [call]}]).prompt.messages
+    assert found[0]["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+def assistant(**call):
+    return [{"role": "assistant", "tool_calls": [{**CALL, **call}]}]
+
+
+BAD_BODIES = [
+    ({}, "messages", ErrorCode.MISSING_PARAMETER),
+    ({"messages": None}, "messages", ErrorCode.MISSING_PARAMETER),
+    ({"messages": "x"}, "messages", ErrorCode.INVALID_TYPE),
+    ({"messages": []}, "messages", ErrorCode.EMPTY_ARRAY),
+    ({"messages": HELLO * 1025}, "messages", ErrorCode.INVALID_VALUE),
+    ({"messages": [{}]}, "messages[0].role", ErrorCode.MISSING_PARAMETER),
+    ({"messages": [*HELLO, 5]}, "messages[1]", ErrorCode.INVALID_TYPE),
+    (
+        {"messages": [{"role": "wizard", "content": "x"}]},
+        "messages[0].role",
+        ErrorCode.INVALID_VALUE,
+    ),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", ErrorCode.MISSING_PARAMETER),
+    (
+        {"messages": [{"role": "user", "content": 123}]},
+        "messages[0].content",
+        ErrorCode.INVALID_TYPE,
+    ),
+    (
+        {
+            "messages": [
+                *HELLO,
+                {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
+            ]
+        },
+        "messages[1].content[0].type",
+        ErrorCode.INVALID_VALUE,
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0].text",
+        ErrorCode.MISSING_PARAMETER,
+    ),
+    (
+        {"messages": assistant(type="custom")},
+        "messages[0].tool_calls[0].type",
+        ErrorCode.INVALID_VALUE,
+    ),
+    (
+        {"messages": assistant(function={"name": "f", "arguments": nested(40)})},
+        "messages[0].tool_calls[0].function.arguments",
+        ErrorCode.INVALID_VALUE,
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]},
+        "messages[0].tool_calls",
+        ErrorCode.INVALID_VALUE,
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": "x", "function_call": {}}]},
+        "messages[0].function_call",
+        ErrorCode.UNSUPPORTED_PARAMETER,
+    ),
+    ([1], None, ErrorCode.INVALID_TYPE),
+]
+
+BAD_VALUES = [
+    ("model", 5, ErrorCode.INVALID_TYPE),
+    ("temperature", 3, ErrorCode.INVALID_VALUE),
+    ("temperature", -1, ErrorCode.INVALID_VALUE),
+    ("temperature", "1", ErrorCode.INVALID_TYPE),
+    ("temperature", True, ErrorCode.INVALID_TYPE),
+    ("top_p", 1.5, ErrorCode.INVALID_VALUE),
+    ("top_k", -2, ErrorCode.INVALID_VALUE),
+    ("max_tokens", 0, ErrorCode.INVALID_VALUE),
+    ("max_tokens", 1.5, ErrorCode.INVALID_TYPE),
+    ("max_completion_tokens", 0, ErrorCode.INVALID_VALUE),
+    ("seed", "x", ErrorCode.INVALID_TYPE),
+    ("seed", 2**63, ErrorCode.INVALID_VALUE),
+    ("seed", 10**30, ErrorCode.INVALID_TYPE),
+    ("stream", "yes", ErrorCode.INVALID_TYPE),
+    ("stop", "", ErrorCode.INVALID_VALUE),
+    ("stop", ["a", ""], ErrorCode.INVALID_VALUE),
+    ("stop", ["a"] * 17, ErrorCode.INVALID_VALUE),
+    ("stop", "x" * 257, ErrorCode.INVALID_VALUE),
+    ("stop", 5, ErrorCode.INVALID_TYPE),
+    ("stream_options", {"include_usage": True}, ErrorCode.INVALID_VALUE),
+    ("chat_template_kwargs", {"a": [1]}, ErrorCode.INVALID_TYPE),
+    ("chat_template_kwargs", "x", ErrorCode.INVALID_TYPE),
+    ("n", 0, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("n", 2, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("n", True, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("logprobs", True, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("top_logprobs", 21, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("logit_bias", {"abc": 1}, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("response_format", {"type": "sound"}, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("response_format", {"type": "json_object"}, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("tools", [{"type": "function"}], ErrorCode.UNSUPPORTED_PARAMETER),
+    ("tool_choice", "required", ErrorCode.UNSUPPORTED_PARAMETER),
+    ("chat_template", "{{ x }}", ErrorCode.UNSUPPORTED_PARAMETER),
+    ("prompt_embeds", "x", ErrorCode.UNSUPPORTED_PARAMETER),
+    ("modalities", ["text", "audio"], ErrorCode.UNSUPPORTED_PARAMETER),
+    ("min_p", 0.1, ErrorCode.UNSUPPORTED_PARAMETER),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "code"), BAD_BODIES)
+def test_bad_bodies(body, param, code):
+    with pytest.raises(BadRequest) as caught:
+        chat(body)
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert len(caught.value.message) < 350
+
+
+@pytest.mark.parametrize(("name", "value", "code"), BAD_VALUES)
+def test_bad_values(name, value, code):
+    with pytest.raises(BadRequest) as caught:
+        chat(**{name: value})
+    assert (caught.value.param, caught.value.code) == (name, code)
+    assert name in caught.value.message
+    assert FAILURES[caught.value.code].status == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nope",
+        b"\xff\xfe",
+        b'{"messages": "\xff"}',
+        b'{"messages": "\\ud800"}',
+        b'{"messages": NaN}',
+        b'{"temperature": 1e999}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"1" * 100_000,
+    ],
+    ids=range(11),
+)
+def test_what_is_not_json(body):
+    with pytest.raises(BadRequest) as caught:
+        translate.chat(body, MODEL, random_seed=5)
+    assert caught.value.code in {ErrorCode.INVALID_JSON, ErrorCode.INVALID_TYPE}
+    assert len(caught.value.message) < 350
+
+
+def test_echoed_input_is_bounded():
+    with pytest.raises(BadRequest) as caught:
+        chat(messages=[{"role": "w" * 100_000, "content": "x"}])
+    assert len(caught.value.message) < 350
+
+
+@pytest.mark.parametrize("name", ["org/tiny", "tiny", "model", "base"])
+def test_model_names(name):
+    assert chat(model=name) == chat()
+
+
+def test_unknown_model():
+    with pytest.raises(RequestError) as caught:
+        chat(model="gpt-" + "9" * 1000)
+    assert (caught.value.code, caught.value.param) == (ErrorCode.MODEL_NOT_FOUND, "model")
+    assert len(caught.value.message) < 350
+
+
+def test_stream_options():
+    found = chat(stream=True, stream_options={"include_usage": True, "include_obfuscation": False})
+    assert (found.stream, found.include_usage) == (True, True)
+    with pytest.raises(BadRequest) as caught:
+        chat(stream=True, stream_options={"continuous_usage_stats": True})
+    assert caught.value.param == "stream_options.continuous_usage_stats"
+
+
+def test_whatever_is_accepted_crosses_the_wire():
+    call = {**CALL, "function": {"name": "f", "arguments": nested(31)}}
+    prompt = chat(
+        messages=[{"role": "assistant", "tool_calls": [call]}],
+        max_tokens=2**64 - 1,
+        seed=-(2**63),
+        chat_template_kwargs={"big": 2**64 - 1, "float": 1e308, "none": None, "text": "é\u2028"},
+    ).prompt
+    command = Tokenize("r", 0, 0, **prompt.__dict__)
+    assert wire.decode(wire.encode(command)) == command
