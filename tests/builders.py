@@ -1,14 +1,14 @@
 """One-line set-up for tests: schedulers, sequences, small random models."""
 
-from typing import Any
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from scheduler.plan import StepPlan, StepResult
 from scheduler.scheduler import SampledToken, Scheduler
 from scheduler.sequence import Sequence
 from shared.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GREEDY = SamplingParams(seed=0, temperature=0.0)
 END_TOKEN = 1
@@ -54,11 +54,15 @@ RANDOM_MODEL = {
 }
 
 
-def make_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+def make_model(model_type: str, seed: int = 0, **overrides: Any) -> "PreTrainedModel":
     """A random float32 model whose weights are tripled, so that the best token is clear."""
+    import torch  # here, so that tests of pure rooms do not wait for it
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **{**RANDOM_MODEL, **overrides})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    auto_model: Any = AutoModelForCausalLM  # transformers leaves `from_config` untyped
+    model: PreTrainedModel = auto_model.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

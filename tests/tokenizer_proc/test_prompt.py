@@ -144,7 +144,7 @@ def dressed(tokenizer: Tokenizer, template: Any) -> PreTrainedTokenizerFast:
     vocab = tokenizer.get_vocab()
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     known = {name: token for name, token in names.items() if token in vocab}
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=template,
         **known,

@@ -1,0 +1,56 @@
+# Everything that a developer or a CI machine runs. `make` alone lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PACKAGES := frontend tokenizer_proc scheduler gpu_worker shared demo benchmarks tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-slow lint format types imports docs check clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv with everything, again whenever the requirements change
+
+$(STAMP): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; old = sys.version_info < (3, 11); \
+	  sys.exit(old and "Python 3.11 or newer is needed and $(PYTHON) is %d.%d: run make PYTHON=<a newer python>" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+serve: install  ## serve the built-in chat model on port 7088 (more flags: ARGS="--port 8000")
+	$(PY) launcher.py --hf-model demo $(ARGS)
+
+test: install  ## every fast test; needs neither a GPU nor a download (ARGS="-k scheduler")
+	$(PY) -m pytest $(ARGS)
+
+test-slow: install  ## the tests that take minutes
+	$(PY) -m pytest -m slow --timeout 1800 $(ARGS)
+
+lint: install  ## style and likely mistakes (ruff)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+
+format: install  ## let ruff mend what it can
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+types: install  ## static types (mypy, strict)
+	$(PY) -m mypy launcher.py $(PACKAGES)
+
+imports: install  ## which room may import what (import-linter)
+	$(VENV)/bin/lint-imports
+
+docs: install  ## write the generated table of docs/flags.md anew
+	$(PY) -m tests.test_docs
+
+check: lint types imports test  ## all of the above: run it before a push
+
+clean:  ## remove .venv and every cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
