@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import openai
@@ -31,10 +32,13 @@ class RunningServer:
     @property
     def openai(self) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, http_client=self.http
+            base_url=f"{self.url}/v1",
+            api_key="none",
+            max_retries=0,
+            http_client=self.http,  # type: ignore[arg-type]  # httpx works too
         )
 
-    def chat(self, content: str, **values) -> httpx.Response:
+    def chat(self, content: str, **values: Any) -> httpx.Response:
         body = {"messages": [{"role": "user", "content": content}], **values}
         return self.http.post("/v1/chat/completions", json=body)
 

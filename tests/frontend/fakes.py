@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from shared.config import Identity
 from shared.errors import ErrorCode
+from shared.mailbox import Mailbox
 from shared.messages import (
     Abort,
     AddressBook,
@@ -58,8 +59,8 @@ def make_report(step: int, running: int = 0, waiting: int = 0, used: int = 0) ->
     return WorkerReported(0, 1, step, running, waiting, 10, used, 0, 0, 2)
 
 
-class FakeMailbox:
-    """Has the methods of `Mailbox`; what is sent is recorded, what arrives is delivered by hand."""
+class FakeMailbox(Mailbox):
+    """A mailbox without sockets: what is sent is recorded, what arrives is delivered by hand."""
 
     def __init__(self) -> None:
         self.identity = Identity("frontend", 0, 1, "")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import threading
+from typing import Any
 
 import httpx
 import openai
@@ -12,27 +13,29 @@ import pytest
 from frontend import delivery
 from shared.errors import ErrorCode
 from shared.messages import RequestFailed
+from tests.frontend.conftest import RunningServer
 from tests.frontend.fakes import PROMPT_TOKENS, make_text
 from tests.waiting import wait_until
 
 
-def user(content):
+def user(content: str) -> Any:
     return [{"role": "user", "content": content}]
 
 
-def test_official_client_whole(ready):
+def test_official_client_whole(ready: RunningServer) -> None:
     answer = ready.openai.chat.completions.create(model="org/tiny", messages=user("say Hel|lo"))
     assert answer.object == "chat.completion"
     assert answer.id.startswith("chatcmpl-")
     assert answer.model == "org/tiny"
     assert answer.choices[0].message.content == "Hello"
     assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
     assert answer.usage.prompt_tokens == PROMPT_TOKENS
     assert answer.usage.total_tokens == PROMPT_TOKENS + 2
     assert answer._request_id
 
 
-def test_official_client_stream(ready):
+def test_official_client_stream(ready: RunningServer) -> None:
     chunks = list(
         ready.openai.chat.completions.create(
             model="model",
@@ -48,10 +51,11 @@ def test_official_client_stream(ready):
     reasons = [c.finish_reason for x in chunks for c in x.choices if c.finish_reason]
     assert reasons == ["stop"]
     assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 2
 
 
-def test_bytes_of_a_stream(ready):
+def test_bytes_of_a_stream(ready: RunningServer) -> None:
     response = ready.chat("say Hel|lo", stream=True)
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -63,20 +67,20 @@ def test_bytes_of_a_stream(ready):
     assert not any("usage" in json.loads(event[6:]) for event in events[:-1])
 
 
-def test_the_connection_is_reused(ready):
+def test_the_connection_is_reused(ready: RunningServer) -> None:
     for content in ("say a", "say b"):
         response = ready.chat(content, stream=True)
         assert response.headers.get("connection") != "close"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_refusal_of_the_tokenizer_is_a_real_status(ready, stream):
+def test_a_refusal_of_the_tokenizer_is_a_real_status(ready: RunningServer, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length is") as caught:
         ready.openai.chat.completions.create(model="model", messages=user("refuse"), stream=stream)
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
 
 
-def test_a_failure_inside_a_stream(ready):
+def test_a_failure_inside_a_stream(ready: RunningServer) -> None:
     lines = ready.chat("break abc", stream=True).content.decode().split("\n\n")
     assert "abc" in lines[1]
     assert json.loads(lines[2][6:])["error"]["message"] == "It broke."
@@ -88,14 +92,14 @@ def test_a_failure_inside_a_stream(ready):
         list(stream)
 
 
-def test_a_failure_before_the_first_byte(ready):
+def test_a_failure_before_the_first_byte(ready: RunningServer) -> None:
     response = ready.chat("break abc")
     assert response.status_code == 500
     assert response.headers["x-should-retry"] == "false"
     assert response.json()["error"]["code"] == "internal_error"
 
 
-def open_request(ready, content, **values):
+def open_request(ready: RunningServer, content: str, **values: Any) -> tuple[socket.socket, str]:
     """Sends a request over a socket of our own, so that leaving is a plain close."""
     num_before = len(ready.mailbox.requests)
     body = json.dumps({"messages": user(content), **values}).encode()
@@ -111,7 +115,7 @@ def open_request(ready, content, **values):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("content", ["start abc", "hang"])
-def test_leaving_aborts(ready, content, stream):
+def test_leaving_aborts(ready: RunningServer, content: str, stream: bool) -> None:
     client, request_id = open_request(ready, content, stream=stream)
     if stream and content != "hang":
         assert b"200 OK" in client.recv(4096)
@@ -121,7 +125,7 @@ def test_leaving_aborts(ready, content, stream):
     wait_until(lambda: ready.metric("transformers_openai_api:open_requests") == 0, 5)
 
 
-def test_the_official_client_leaves_mid_stream(ready):
+def test_the_official_client_leaves_mid_stream(ready: RunningServer) -> None:
     stream = ready.openai.chat.completions.create(
         model="model", messages=user("start abc"), stream=True
     )
@@ -131,14 +135,16 @@ def test_the_official_client_leaves_mid_stream(ready):
     wait_until(lambda: request_id in ready.mailbox.aborted(), 5)
 
 
-def fill_the_connection(ready, request_id):
+def fill_the_connection(ready: RunningServer, request_id: str) -> None:
     """Sends more than the kernel's buffers hold, one write a turn of the loop."""
     for seq in range(1, 20):
         ready.mailbox.deliver(make_text(request_id, seq, "x" * 1_000_000))
         ready.http.get("/live")
 
 
-def test_a_client_that_reads_nothing_is_let_go(ready, monkeypatch):
+def test_a_client_that_reads_nothing_is_let_go(
+    ready: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(delivery, "WRITE_STALL_SECONDS", 0.2)
     client, request_id = open_request(ready, "start abc", stream=True)
     with contextlib.closing(client):
@@ -146,7 +152,7 @@ def test_a_client_that_reads_nothing_is_let_go(ready, monkeypatch):
         wait_until(lambda: request_id in ready.mailbox.aborted(), 5)
 
 
-def test_leaving_while_a_write_is_stuck_aborts(ready):
+def test_leaving_while_a_write_is_stuck_aborts(ready: RunningServer) -> None:
     client, request_id = open_request(ready, "start abc", stream=True)
     fill_the_connection(ready, request_id)
     assert request_id not in ready.mailbox.aborted()
@@ -154,7 +160,7 @@ def test_leaving_while_a_write_is_stuck_aborts(ready):
     wait_until(lambda: request_id in ready.mailbox.aborted(), 5)
 
 
-def test_text_that_comes_while_a_stream_is_open_is_sent(ready):
+def test_text_that_comes_while_a_stream_is_open_is_sent(ready: RunningServer) -> None:
     client, request_id = open_request(ready, "start abc", stream=True)
     with contextlib.closing(client), client.makefile("rb") as lines:
         found = b""
@@ -167,7 +173,9 @@ def test_text_that_comes_while_a_stream_is_open_is_sent(ready):
     assert b'"finish_reason":"length"' in found
 
 
-def test_a_silent_stream_is_kept_alive(ready, monkeypatch):
+def test_a_silent_stream_is_kept_alive(
+    ready: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(delivery, "KEEP_ALIVE_SECONDS", 0.05)
     client, request_id = open_request(ready, "start abc", stream=True)
     with contextlib.closing(client), client.makefile("rb") as lines:
@@ -176,14 +184,14 @@ def test_a_silent_stream_is_kept_alive(ready, monkeypatch):
         ready.mailbox.deliver(RequestFailed(request_id, ErrorCode.INTERNAL, "enough", None))
 
 
-def test_fields_that_nobody_knows_are_named(ready):
+def test_fields_that_nobody_knows_are_named(ready: RunningServer) -> None:
     response = ready.chat("say a", foo=1, user="u")
     assert response.headers["x-ignored-fields"] == "foo"
     assert "x-ignored-fields" not in ready.chat("say a").headers
     assert ready.chat("say a", foo=1, stream=True).headers["x-ignored-fields"] == "foo"
 
 
-def test_bare_path_and_trailing_slash(ready):
+def test_bare_path_and_trailing_slash(ready: RunningServer) -> None:
     body = {"messages": user("say a")}
     for path in ("/chat/completions", "/v1/chat/completions/", "//v1//chat/completions"):
         assert ready.http.post(path, json=body).status_code == 200
@@ -211,14 +219,16 @@ def test_bare_path_and_trailing_slash(ready):
     ],
     ids=["json", "depth", "empty", "model", "type", "size"],
 )
-def test_refusals(ready, content, headers, status, code):
+def test_refusals(
+    ready: RunningServer, content: bytes, headers: dict[str, str], status: int, code: str | None
+) -> None:
     response = ready.http.post("/v1/chat/completions", content=content, headers=headers)
     assert response.status_code == status
     assert response.json()["error"]["code"] == code
     assert response.headers["x-request-id"]
 
 
-def test_a_body_without_a_type_is_json(ready):
+def test_a_body_without_a_type_is_json(ready: RunningServer) -> None:
     request = httpx.Request(
         "POST", f"{ready.url}/v1/chat/completions", content=json.dumps({"messages": user("say a")})
     )
@@ -226,10 +236,10 @@ def test_a_body_without_a_type_is_json(ready):
     assert ready.http.send(request).status_code == 200
 
 
-def test_many_at_once_get_their_own_answers(ready):
-    found = {}
+def test_many_at_once_get_their_own_answers(ready: RunningServer) -> None:
+    found: dict[int, str] = {}
 
-    def ask(number):
+    def ask(number: int) -> None:
         body = {"messages": user(f"say {number}|!"), "stream": bool(number % 2)}
         found[number] = httpx.post(f"{ready.url}/chat/completions", json=body, timeout=10).text
 

@@ -1,18 +1,21 @@
 """Admission, credits, aborts, deaths and stops, against a mailbox that is driven by hand."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
 from frontend.engine_client import EngineClient
-from frontend.events import Failed, Finished, TextAdded
-from frontend.health import Health
+from frontend.events import Event, Failed, Finished, TextAdded
+from frontend.generation import Generation
+from frontend.health import Health, Problem
 from frontend.metrics import Metrics
 from frontend.translate import Prompt
 from shared.errors import ErrorCode, RequestError
 from shared.messages import (
     Abort,
     CreditGranted,
+    Message,
     PromptAccepted,
     RequestFailed,
     StepsAcknowledged,
@@ -44,20 +47,20 @@ class Bench:
         if credit:
             self.grant("tokenizer-0", credit)
 
-    def arrive(self, *messages):
+    def arrive(self, *messages: Message) -> None:
         self.mailbox.deliver(*messages)
         self.engine.receive()
 
-    def grant(self, room, count, epoch=1):
+    def grant(self, room: str, count: int, epoch: int = 1) -> None:
         self.arrive(CreditGranted(room, epoch, count))
 
-    def submit(self):
+    def submit(self) -> Generation:
         return self.engine.submit(PROMPT)
 
-    def tokenised(self, room="tokenizer-0"):
+    def tokenised(self, room: str = "tokenizer-0") -> list[str]:
         return [m.request_id for m in self.mailbox.sent_to(room) if isinstance(m, Tokenize)]
 
-    def value(self, name, **labels):
+    def value(self, name: str, **labels: str) -> float:
         labels = {"model_name": "m", "engine": "0", **labels}
         text = self.metrics.render().decode()
         pairs = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
@@ -66,20 +69,21 @@ class Bench:
 
 
 @pytest.fixture
-def bench():
+def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.mailbox.close()
 
 
-def test_one_request_from_end_to_end(bench):
-    async def consume(generation):
+def test_one_request_from_end_to_end(bench: Bench) -> None:
+    async def consume(generation: Generation) -> list[Event]:
         assert await generation.accepted() == 9
         return await generation.next_events()
 
     with bench.submit() as generation:
         request_id = generation.request_id
         command = bench.mailbox.sent_to("tokenizer-0")[0]
+        assert isinstance(command, Tokenize)
         assert (command.request_id, command.frontend_id, command.worker_id) == (request_id, 0, 0)
         bench.now = 1.0
         bench.arrive(PromptAccepted(request_id, 9), make_text(request_id, 0, "a"))
@@ -95,7 +99,7 @@ def test_one_request_from_end_to_end(bench):
     assert bench.value("vllm:inter_token_latency_seconds_sum") == 0.5
 
 
-def test_a_prompt_waits_for_credit_in_order():
+def test_a_prompt_waits_for_credit_in_order() -> None:
     bench = Bench(credit=0)
     first, second, third = bench.submit(), bench.submit(), bench.submit()
     assert bench.tokenised() == []
@@ -108,7 +112,7 @@ def test_a_prompt_waits_for_credit_in_order():
     assert not any(isinstance(message, Abort) for _, message in bench.mailbox.sent)
 
 
-def test_the_tokenizer_with_most_credits_is_next():
+def test_the_tokenizer_with_most_credits_is_next() -> None:
     bench = Bench(credit=0)
     bench.arrive(make_book({"tokenizer-1": 1}))
     bench.grant("tokenizer-0", 1)
@@ -117,7 +121,7 @@ def test_the_tokenizer_with_most_credits_is_next():
     assert len(bench.tokenised("tokenizer-1")) == 1
 
 
-def test_credits_die_with_their_life():
+def test_credits_die_with_their_life() -> None:
     bench = Bench(credit=5)
     bench.arrive(make_book({"tokenizer-0": 2}))
     waiting = bench.submit()
@@ -128,34 +132,38 @@ def test_credits_die_with_their_life():
     assert bench.tokenised() == [waiting.request_id]
 
 
-def refusal(bench):
+def status(problem: Problem | None) -> str | None:
+    return None if problem is None else problem.status
+
+
+def refusal(bench: Bench) -> ErrorCode:
     with pytest.raises(RequestError) as caught:
         bench.submit()
     return caught.value.code
 
 
-def test_admission(bench):
+def test_admission(bench: Bench) -> None:
     for _ in range(4):
         bench.submit()
     assert refusal(bench) is ErrorCode.QUEUE_FULL
     assert bench.engine.engine_problem() is None
-    assert bench.engine.readiness_problem().status == "full"
+    assert status(bench.engine.readiness_problem()) == "full"
     assert bench.value("vllm:admission_rejections_total", reason="queue_full") == 1
     assert bench.value("transformers_openai_api:open_requests") == 4
 
 
 @pytest.mark.parametrize("room", ["worker-0", "tokenizer-0", "detokenizer-0"])
-def test_admission_needs_every_kind_of_room(bench, room):
+def test_admission_needs_every_kind_of_room(bench: Bench, room: str) -> None:
     bench.arrive(make_book({room: 0}))
     assert refusal(bench) is ErrorCode.ENGINE_DEAD
-    assert bench.engine.engine_problem().status == "dead"
+    assert status(bench.engine.engine_problem()) == "dead"
     bench.arrive(make_book(ready=False))
     assert refusal(bench) is ErrorCode.MODEL_LOADING
-    assert bench.engine.engine_problem().status == "loading"
+    assert status(bench.engine.engine_problem()) == "loading"
 
 
-def failure(generation):
-    async def read():
+def failure(generation: Generation) -> ErrorCode:
+    async def read() -> Event:
         return (await generation.next_events())[-1]
 
     event = asyncio.run(read())
@@ -164,7 +172,7 @@ def failure(generation):
 
 
 @pytest.mark.parametrize("room", ["worker-0", "tokenizer-0", "detokenizer-0"])
-def test_a_death_fails_what_it_owned(bench, room):
+def test_a_death_fails_what_it_owned(bench: Bench, room: str) -> None:
     bench.arrive(make_report(3, running=2, used=5))
     with bench.submit() as generation:
         bench.arrive(make_book({room: 2}))
@@ -174,20 +182,20 @@ def test_a_death_fails_what_it_owned(bench, room):
     assert bench.value("vllm:num_requests_running") == (0 if room == "worker-0" else 2)
 
 
-def test_a_tokenizer_that_dies_after_acceptance_harms_nobody(bench):
+def test_a_tokenizer_that_dies_after_acceptance_harms_nobody(bench: Bench) -> None:
     with bench.submit() as generation:
         bench.arrive(PromptAccepted(generation.request_id, 9), make_book({"tokenizer-0": 2}))
         bench.arrive(make_text(generation.request_id, 0, "a", finish="stop"))
         assert bench.mailbox.aborted() == []
 
 
-def test_a_send_that_fails(bench):
+def test_a_send_that_fails(bench: Bench) -> None:
     bench.mailbox.unreachable.add("tokenizer-0")
     with bench.submit() as generation:
         assert failure(generation) is ErrorCode.ENGINE_DEAD
 
 
-def test_leaving_aborts_where_it_runs(bench):
+def test_leaving_aborts_where_it_runs(bench: Bench) -> None:
     with bench.submit() as tokenising:
         pass
     assert bench.mailbox.aborted("tokenizer-0") == [tokenising.request_id]
@@ -199,9 +207,9 @@ def test_leaving_aborts_where_it_runs(bench):
     assert bench.value("vllm:request_success_total", finished_reason="abort") == 2
 
 
-def test_a_cancelled_consumer_aborts(bench):
-    async def scenario():
-        async def consume():
+def test_a_cancelled_consumer_aborts(bench: Bench) -> None:
+    async def scenario() -> None:
+        async def consume() -> None:
             with bench.submit() as generation:
                 await generation.accepted()
 
@@ -215,8 +223,8 @@ def test_a_cancelled_consumer_aborts(bench):
     assert len(bench.mailbox.aborted()) == 1
 
 
-def test_the_tokenizer_refuses(bench):
-    async def read(generation):
+def test_the_tokenizer_refuses(bench: Bench) -> None:
+    async def read(generation: Generation) -> None:
         await generation.accepted()
 
     with bench.submit() as generation:
@@ -228,16 +236,16 @@ def test_the_tokenizer_refuses(bench):
     assert bench.mailbox.aborted() == []
 
 
-def test_stop_fails_everything_and_refuses_more(bench):
+def test_stop_fails_everything_and_refuses_more(bench: Bench) -> None:
     with bench.submit() as generation:
         bench.arrive(Stop(ErrorCode.SHUTTING_DOWN, "bye"))
         assert failure(generation) is ErrorCode.SHUTTING_DOWN
     assert refusal(bench) is ErrorCode.SHUTTING_DOWN
-    assert bench.engine.readiness_problem().status == "stopping"
+    assert status(bench.engine.readiness_problem()) == "stopping"
     assert bench.engine.engine_problem() is None
 
 
-def test_the_sweep_ends_what_is_late_also_while_it_waits():
+def test_the_sweep_ends_what_is_late_also_while_it_waits() -> None:
     bench = Bench(credit=0)
     with bench.submit() as generation:
         bench.now = 99.0
@@ -249,7 +257,7 @@ def test_the_sweep_ends_what_is_late_also_while_it_waits():
     assert bench.tokenised() == []
 
 
-def test_a_worker_that_makes_no_steps_is_stalled(bench):
+def test_a_worker_that_makes_no_steps_is_stalled(bench: Bench) -> None:
     for second in range(0, 200, 20):
         bench.now = float(second)
         bench.arrive(make_report(second, running=1))
@@ -257,21 +265,21 @@ def test_a_worker_that_makes_no_steps_is_stalled(bench):
     for second in range(200, 300, 20):
         bench.now = float(second)
         bench.arrive(make_report(180, running=1))
-    assert bench.engine.engine_problem().status == "stalled"
+    assert status(bench.engine.engine_problem()) == "stalled"
     bench.arrive(make_report(181, running=1))
     assert bench.engine.engine_problem() is None
 
 
-def test_a_worker_that_says_nothing_is_stalled_and_an_idle_one_is_not(bench):
+def test_a_worker_that_says_nothing_is_stalled_and_an_idle_one_is_not(bench: Bench) -> None:
     for second in range(0, 200, 20):
         bench.now = float(second)
         bench.arrive(make_report(7))
     assert bench.engine.engine_problem() is None
     bench.now += 61
-    assert bench.engine.engine_problem().status == "stalled"
+    assert status(bench.engine.engine_problem()) == "stalled"
 
 
-def test_load_falls_to_zero_at_rest(bench):
+def test_load_falls_to_zero_at_rest(bench: Bench) -> None:
     bench.arrive(make_report(3, running=2, waiting=1, used=5))
     assert bench.value("vllm:num_requests_running") == 2
     assert bench.value("vllm:num_requests_waiting") == 1
@@ -281,6 +289,8 @@ def test_load_falls_to_zero_at_rest(bench):
     assert bench.value("vllm:kv_cache_usage_perc") == 0
 
 
-def test_messages_for_other_rooms_are_ignored(bench, caplog):
+def test_messages_for_other_rooms_are_ignored(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     bench.arrive(StepsAcknowledged(1, 1))
     assert "StepsAcknowledged" in caplog.text

@@ -15,7 +15,7 @@ FOREIGN = {
 }
 
 
-def test_the_frontend_loads_no_model_library():
+def test_the_frontend_loads_no_model_library() -> None:
     script = "import sys, frontend.server; print(*{name.partition('.')[0] for name in sys.modules})"
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run(

@@ -5,11 +5,19 @@ import itertools
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+)
 
 from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded
 from frontend.ledger import LEGAL_TRANSITIONS, Abandoned, Entry, Ledger, Life, State
 from shared.errors import ErrorCode, RequestError
+from shared.messages import TextProduced
 from tests.frontend.fakes import make_text
 
 WORKER, TOKENIZER, DETOKENIZER = (
@@ -33,7 +41,7 @@ def running(ledger: Ledger, request_id: str = "r") -> list[Event]:
     return events
 
 
-def test_whole_life():
+def test_whole_life() -> None:
     ledger = Ledger()
     events = running(ledger)
     assert ledger.add_text(make_text("r", 0, "a")) == []
@@ -42,7 +50,7 @@ def test_whole_life():
     assert len(ledger) == 0
 
 
-def test_text_that_overtakes_the_acceptance_waits_for_it():
+def test_text_that_overtakes_the_acceptance_waits_for_it() -> None:
     ledger = Ledger()
     events = open_entry(ledger)
     ledger.start_tokenising("r", TOKENIZER)
@@ -56,7 +64,7 @@ def test_text_that_overtakes_the_acceptance_waits_for_it():
 @pytest.mark.parametrize(
     "text", [make_text("r", 1, "gap"), make_text("r", 0, "old life", epoch=7)], ids=["gap", "epoch"]
 )
-def test_a_lost_part_fails_the_request_and_tells_the_worker(text):
+def test_a_lost_part_fails_the_request_and_tells_the_worker(text: TextProduced) -> None:
     ledger = Ledger()
     events = running(ledger)
     assert ledger.add_text(text) == [Abandoned("r", ("worker-0",))]
@@ -65,7 +73,7 @@ def test_a_lost_part_fails_the_request_and_tells_the_worker(text):
     assert "lost a part of the answer" in events[-1].error.message
 
 
-def test_deadline():
+def test_deadline() -> None:
     ledger = Ledger()
     early, late = open_entry(ledger, "early", 5.0), open_entry(ledger, "late", 6.0)
     assert ledger.expire(5.5) == [Abandoned("early", ())]
@@ -82,7 +90,7 @@ def test_deadline():
         (DETOKENIZER, ("tokenizer-0", "worker-0")),
     ],
 )
-def test_a_dead_owner_fails_its_requests_and_is_not_told(dead, left):
+def test_a_dead_owner_fails_its_requests_and_is_not_told(dead: Life, left: tuple[str, ...]) -> None:
     ledger = Ledger()
     events = open_entry(ledger)
     ledger.start_tokenising("r", TOKENIZER)
@@ -91,14 +99,14 @@ def test_a_dead_owner_fails_its_requests_and_is_not_told(dead, left):
     assert events == [Failed(ERROR)]
 
 
-def test_the_tokenizer_owns_nothing_after_acceptance():
+def test_the_tokenizer_owns_nothing_after_acceptance() -> None:
     ledger = Ledger()
     running(ledger)
     assert ledger.fail_owned_by(TOKENIZER, ERROR) == []
     assert ledger.abort("r") == [Abandoned("r", ("worker-0",))]
 
 
-def test_impossible_orders_are_refused():
+def test_impossible_orders_are_refused() -> None:
     ledger = Ledger()
     events = open_entry(ledger)
     with pytest.raises(RuntimeError, match="open already"):
@@ -108,7 +116,7 @@ def test_impossible_orders_are_refused():
 
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
-def test_transition_table(old, new):
+def test_transition_table(old: State, new: State) -> None:
     entry = Entry("r", print, 0.0, WORKER, DETOKENIZER, state=old)
     if new in LEGAL_TRANSITIONS[old]:
         entry.move(new)
@@ -121,7 +129,7 @@ def test_transition_table(old, new):
 class LedgerMachine(RuleBasedStateMachine):
     """Throws every event at every request in any order, the dead ones included."""
 
-    requests = Bundle("requests")
+    requests: Bundle[str] = Bundle("requests")
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,19 +139,19 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now = 0.0
 
     @rule(target=requests, deadline=st.integers(1, 50))
-    def admit(self, deadline):
+    def admit(self, deadline: int) -> MultipleResults[str]:
         request_id = f"r{len(self.events)}"
         self.events[request_id] = open_entry(self.ledger, request_id, self.now + deadline)
         return multiple(request_id)
 
     @rule(request_id=requests)
-    def tokenise(self, request_id):
+    def tokenise(self, request_id: str) -> None:
         if request_id not in self.sent and not self.outcomes(request_id):
             self.sent.add(request_id)
             self.ledger.start_tokenising(request_id, TOKENIZER)
 
     @rule(request_id=requests)
-    def accept(self, request_id):
+    def accept(self, request_id: str) -> None:
         self.ledger.accept(request_id, 3)
 
     @rule(
@@ -152,38 +160,38 @@ class LedgerMachine(RuleBasedStateMachine):
         epoch=st.sampled_from([1, 1, 1, 2]),
         finish=st.sampled_from([None, None, "stop"]),
     )
-    def text(self, request_id, seq, epoch, finish):
+    def text(self, request_id: str, seq: int, epoch: int, finish: str | None) -> None:
         self.ledger.add_text(make_text(request_id, seq, "x", epoch=epoch, finish=finish))
 
     @rule(request_id=requests)
-    def fail(self, request_id):
+    def fail(self, request_id: str) -> None:
         self.ledger.fail(request_id, ERROR)
 
     @rule(request_id=requests)
-    def abort(self, request_id):
+    def abort(self, request_id: str) -> None:
         self.ledger.abort(request_id)
 
     @rule(seconds=st.integers(1, 20))
-    def wait(self, seconds):
+    def wait(self, seconds: int) -> None:
         self.now += seconds
         self.ledger.expire(self.now)
 
     @rule(life=st.sampled_from([WORKER, TOKENIZER, DETOKENIZER, Life("worker-0", 2)]))
-    def die(self, life):
+    def die(self, life: Life) -> None:
         self.ledger.fail_owned_by(life, ERROR)
 
     @invariant()
-    def one_outcome_and_it_is_last(self):
+    def one_outcome_and_it_is_last(self) -> None:
         for events in self.events.values():
             outcomes = [e for e in events if isinstance(e, Finished | Failed | Aborted)]
             assert len(outcomes) <= 1
             assert not outcomes or events[-1] is outcomes[0]
 
     @invariant()
-    def open_means_no_outcome(self):
+    def open_means_no_outcome(self) -> None:
         assert len(self.ledger) == sum(not self.outcomes(r) for r in self.events)
 
-    def outcomes(self, request_id):
+    def outcomes(self, request_id: str) -> list[Event]:
         events = self.events[request_id]
         return [e for e in events if isinstance(e, Finished | Failed | Aborted)]
 

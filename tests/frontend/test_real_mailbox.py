@@ -4,7 +4,9 @@ import dataclasses
 import socket
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from shared.mailbox import Mailbox
 from shared.messages import (
     AddressBook,
     CreditGranted,
+    Message,
     Peer,
     PromptAccepted,
     RoomReady,
@@ -25,9 +28,12 @@ from shared.messages import (
 from tests.frontend.fakes import make_text
 from tests.waiting import wait_until
 
+Rooms = tuple[Path, Mailbox, Mailbox]  # the directory, the launcher, the others
+MessageT = TypeVar("MessageT")
+
 
 @pytest.fixture
-def rooms():
+def rooms() -> Iterator[Rooms]:
     """The launcher and one room that plays all three others, on sockets in a short directory."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         launcher = Mailbox(Identity("launcher", 0, 0, directory))
@@ -37,20 +43,25 @@ def rooms():
         tokenizer.close()
 
 
-def next_message(mailbox, kind):
-    found = []
-    wait_until(lambda: found.extend(mailbox.receive(0.0)) or found, 5)
+def next_message(mailbox: Mailbox, kind: type[MessageT]) -> MessageT:
+    found: list[Message] = []
+
+    def has_arrived() -> bool:
+        found.extend(mailbox.receive(0.0))
+        return bool(found)
+
+    wait_until(has_arrived, 5)
     return next(message for message in found if isinstance(message, kind))
 
 
-def run_frontend(config):
+def run_frontend(config: FrontendConfig) -> None:
     mailbox = Mailbox(config.identity)
     mailbox.join()
     server.run(config, mailbox)
     mailbox.close()
 
 
-def test_one_request_and_the_end(rooms):
+def test_one_request_and_the_end(rooms: Rooms) -> None:
     directory, launcher, tokenizer = rooms
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -72,7 +83,7 @@ def test_one_request_and_the_end(rooms):
     wait_until(lambda: httpx.get(f"{url}/health").status_code == 200, 5)
 
     tokenizer.send("frontend-0", CreditGranted("tokenizer-0", 1, 1))
-    answers = []
+    answers: list[httpx.Response] = []
     body = {"messages": [{"role": "user", "content": "hi"}]}
     asking = threading.Thread(
         target=lambda: answers.append(httpx.post(f"{url}/v1/chat/completions", json=body))

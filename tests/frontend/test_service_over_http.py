@@ -5,18 +5,19 @@ import hashlib
 import re
 import threading
 
+import httpx
 import openai
 import pytest
 
 from frontend.version import VERSION
 from shared.errors import ErrorCode
 from shared.messages import CreditGranted, Stop
-from tests.frontend.conftest import start_server
+from tests.frontend.conftest import RunningServer, start_server
 from tests.frontend.fakes import MAX_MODEL_LEN, make_book, make_report
 from tests.waiting import wait_until
 
 
-def test_models(ready):
+def test_models(ready: RunningServer) -> None:
     listed = ready.openai.models.list().data
     assert [(m.id, m.object, m.owned_by) for m in listed] == [
         ("org/tiny", "model", "transformers-openai-api")
@@ -26,19 +27,19 @@ def test_models(ready):
 
 
 @pytest.mark.parametrize("name", ["org/tiny", "org%2Ftiny", "tiny", "model", "base"])
-def test_one_model(ready, name):
+def test_one_model(ready: RunningServer, name: str) -> None:
     for prefix in ("/v1", ""):
         assert ready.http.get(f"{prefix}/models/{name}").json()["id"] == "org/tiny"
 
 
-def test_one_model_by_the_official_client(ready):
+def test_one_model_by_the_official_client(ready: RunningServer) -> None:
     assert ready.openai.models.retrieve("org/tiny").id == "org/tiny"
     with pytest.raises(openai.NotFoundError) as caught:
         ready.openai.models.retrieve("org/other")
     assert caught.value.code == "model_not_found"
 
 
-def test_unknown_paths_and_methods(ready):
+def test_unknown_paths_and_methods(ready: RunningServer) -> None:
     response = ready.http.get("/v1/nope")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "unknown_url"
@@ -50,36 +51,37 @@ def test_unknown_paths_and_methods(ready):
     assert isinstance(response.json()["error"]["message"], str)
 
 
-def test_request_ids(ready):
+def test_request_ids(ready: RunningServer) -> None:
     for path in ("/version", "/v1/nope", "/health"):
         assert (
             ready.http.get(path, headers={"X-Request-Id": "abc-1"}).headers["x-request-id"]
             == "abc-1"
         )
-    for unsafe in ("a b", "x" * 129, "é".encode()):
-        found = ready.http.get("/version", headers={"X-Request-Id": unsafe}).headers["x-request-id"]
-        assert re.fullmatch(r"[0-9a-f]{32}", found)
+    for unsafe in (b"a b", b"x" * 129, "é".encode()):
+        response = ready.http.get("/version", headers={b"X-Request-Id": unsafe})
+        assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
 
 
-def test_version_and_index(ready):
+def test_version_and_index(ready: RunningServer) -> None:
     assert ready.http.get("/version").json() == {"version": VERSION}
     index = ready.http.get("/").json()
     assert (index["model"], index["version"]) == ("org/tiny", VERSION)
     assert "POST /v1/chat/completions" in index["endpoints"]
 
 
-def test_the_page_may_run_its_own_script_only(ready):
+def test_the_page_may_run_its_own_script_only(ready: RunningServer) -> None:
     response = ready.http.get("/", headers={"Accept": "text/html,*/*"})
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     policy = response.headers["content-security-policy"]
     for tag in ("script", "style"):
-        content = re.search(rf"<{tag}>(.*?)</{tag}>", response.text, re.DOTALL)[1]
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        match = re.search(rf"<{tag}>(.*?)</{tag}>", response.text, re.DOTALL)
+        assert match is not None
+        digest = base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
     assert "unsafe" not in policy
 
 
-def test_metrics(ready):
+def test_metrics(ready: RunningServer) -> None:
     ready.chat("say a|b|c")
     response = ready.http.get("/metrics")
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -104,13 +106,13 @@ def test_metrics(ready):
     assert ready.metric("vllm:generation_tokens_total") == before + 3
 
 
-def statuses(running):
+def statuses(running: RunningServer) -> tuple[int, str, int]:
     """(status of /health, its word, status of /ready)"""
     health = running.http.get("/health")
     return health.status_code, health.json()["status"], running.http.get("/ready").status_code
 
 
-def test_probes_through_a_life(loading):
+def test_probes_through_a_life(loading: RunningServer) -> None:
     assert statuses(loading) == (503, "loading", 503)
     body = loading.http.get("/v1/health").json()
     assert body["error"]["code"] == "model_loading"
@@ -137,7 +139,7 @@ def test_probes_through_a_life(loading):
     assert loading.http.get("/livez").status_code == 200
 
 
-def test_too_many(loading):
+def test_too_many(loading: RunningServer) -> None:
     loading.mailbox.deliver(make_book(), CreditGranted("tokenizer-0", 1, 9), make_report(1))
     wait_until(lambda: loading.http.get("/health").status_code == 200, 5)
     threads = [threading.Thread(target=loading.chat, args=("hang",)) for _ in range(2)]
@@ -156,11 +158,11 @@ def test_too_many(loading):
 
 
 @pytest.mark.parametrize("content", ["start abc", "hang"])
-def test_the_end_tells_open_requests_why(content):
+def test_the_end_tells_open_requests_why(content: str) -> None:
     running = start_server()
     running.mailbox.deliver(make_book(), CreditGranted("tokenizer-0", 1, 9), make_report(1))
     wait_until(lambda: running.http.get("/health").status_code == 200, 5)
-    found = []
+    found: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: found.append(running.chat(content, stream=True)))
     asking.start()
     wait_until(lambda: running.mailbox.requests, 5)
@@ -175,8 +177,8 @@ def test_the_end_tells_open_requests_why(content):
     assert content == "hang" or found[0].text.endswith("data: [DONE]\n\n")
 
 
-def test_a_bug_in_the_loop_ends_the_room_with_its_reason(monkeypatch):
-    failures = []
+def test_a_bug_in_the_loop_ends_the_room_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[BaseException | None] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: failures.append(args.exc_value))
     running = start_server()
     running.mailbox.deliver("not a message")  # type: ignore[arg-type]  # on purpose

@@ -17,7 +17,8 @@ PREFIX = (
 )
 COST = (
     b'{"prompt_tokens":9,"completion_tokens":3,"total_tokens":12,'
-    b'"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}'
+    b'"prompt_tokens_details":{"cached_tokens":0},'
+    b'"completion_tokens_details":{"reasoning_tokens":0}}'
 )
 
 
@@ -28,7 +29,7 @@ def choice(delta: bytes, reason: bytes = b"null", usage: bytes = b"") -> bytes:
     )  # fmt: skip
 
 
-def test_chunks():
+def test_chunks() -> None:
     chunks = ChatStream(HEAD, 9, include_usage=False)
     assert chunks.opening() == choice(b'{"role":"assistant","content":""}')
     assert chunks.encode([TextAdded("Hel", 1), TextAdded("lo\n", 2)]) == choice(
@@ -41,7 +42,7 @@ def test_chunks():
     assert chunks.is_over
 
 
-def test_usage_comes_last_and_is_null_before():
+def test_usage_comes_last_and_is_null_before() -> None:
     chunks = ChatStream(HEAD, 9, include_usage=True)
     null = b',"usage":null'
     assert chunks.opening() == choice(b'{"role":"assistant","content":""}', usage=null)
@@ -51,7 +52,7 @@ def test_usage_comes_last_and_is_null_before():
     )
 
 
-def test_failure_after_the_first_byte():
+def test_failure_after_the_first_byte() -> None:
     chunks = ChatStream(HEAD, 9, include_usage=True)
     found = chunks.encode([TextAdded("a", 1), Failed(RequestError(ErrorCode.INTERNAL, 'a "b"\n'))])
     assert found == choice(b'{"content":"a"}', usage=b',"usage":null') + (
@@ -61,12 +62,12 @@ def test_failure_after_the_first_byte():
     assert chunks.is_over
 
 
-def test_only_answers_have_chunks():
+def test_only_answers_have_chunks() -> None:
     with pytest.raises(ValueError, match="has no chunk"):
         ChatStream(HEAD, 9, include_usage=False).encode([Accepted(3)])
 
 
-def test_whole_answer():
+def test_whole_answer() -> None:
     body = responses.chat_completion(
         HEAD, 9, [TextAdded("Hel", 1), TextAdded("", 2), TextAdded("lo", 3)], Finished("stop", 3)
     )
@@ -79,7 +80,7 @@ def test_whole_answer():
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_errors(code):
+def test_errors(code: ErrorCode) -> None:
     error = RequestError(code, "why", "field")
     inner = orjson.loads(orjson.dumps(responses.error_object(error)))["error"]
     assert set(inner) == {"message", "type", "param", "code"}
@@ -89,6 +90,6 @@ def test_errors(code):
     assert ("x-should-retry" in headers) == (responses.error_status(error) in {500, 504})
 
 
-def test_invalid_json_has_no_code():
+def test_invalid_json_has_no_code() -> None:
     error = responses.error_object(RequestError(ErrorCode.INVALID_JSON, "x"))["error"]
     assert error["code"] is None

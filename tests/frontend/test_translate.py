@@ -1,6 +1,7 @@
 """Bodies to prompts; bad ones to 400 with the path of the fault."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -17,16 +18,16 @@ HELLO = [{"role": "user", "content": "hello"}]
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
 
 
-def chat(body=None, /, **values):
+def chat(body: Any = None, /, **values: Any) -> translate.Chat:
     given = {"messages": HELLO, **values} if body is None else body
     return translate.chat(json.dumps(given).encode(), MODEL, random_seed=5)
 
 
-def nested(depth):
+def nested(depth: int) -> str:
     return '{"a":' * depth + "1" + "}" * depth
 
 
-def test_defaults():
+def test_defaults() -> None:
     found = chat()
     assert found.prompt.messages == ({"role": "user", "content": "hello"},)
     sampling = found.prompt.sampling
@@ -51,7 +52,7 @@ def test_defaults():
         ),
     ],
 )
-def test_obeyed(given, field, value):
+def test_obeyed(given: dict[str, Any], field: str, value: Any) -> None:
     assert getattr(chat(**given).prompt, field) == value
 
 
@@ -68,26 +69,26 @@ def test_obeyed(given, field, value):
         ({"seed": -(2**63)}, "seed", 0),
     ],
 )
-def test_sampling(given, field, value):
+def test_sampling(given: dict[str, Any], field: str, value: Any) -> None:
     assert getattr(chat(**given).prompt.sampling, field) == value
 
 
-def test_every_optional_field_may_be_null():
+def test_every_optional_field_may_be_null() -> None:
     names = (OBEYED | NEUTRAL_VALUES.keys() | WITHOUT_EFFECT) - {"messages"}
     assert chat(**dict.fromkeys(names)) == chat()
 
 
-def test_neutral_values_and_fields_without_effect_pass_in_silence():
+def test_neutral_values_and_fields_without_effect_pass_in_silence() -> None:
     neutral = {name: values[0] for name, values in NEUTRAL_VALUES.items() if values}
     assert chat(**neutral, **dict.fromkeys(WITHOUT_EFFECT, "x")) == chat()
 
 
-def test_lists_do_not_overlap():
+def test_lists_do_not_overlap() -> None:
     assert not OBEYED & WITHOUT_EFFECT
     assert not (OBEYED | WITHOUT_EFFECT) & NEUTRAL_VALUES.keys()
 
 
-def test_unknown_fields_are_named_safely():
+def test_unknown_fields_are_named_safely() -> None:
     assert chat(foo=1, bar=None).ignored_fields == "foo"
     evil = {f"a\r\nX-Evil: {i}" + "z" * 100: 1 for i in range(40)}
     ignored = chat(**evil).ignored_fields
@@ -135,18 +136,18 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize(("given", "rendered"), MESSAGES)
-def test_messages(given, rendered):
+def test_messages(given: dict[str, Any], rendered: dict[str, Any]) -> None:
     assert chat(messages=[given]).prompt.messages == (rendered,)
 
 
 @pytest.mark.parametrize("arguments", ["", "not json", "[1]", '"x"', '{"a": 1e999}'])
-def test_arguments_that_are_no_object_stay_text(arguments):
+def test_arguments_that_are_no_object_stay_text(arguments: str) -> None:
     call = {"function": {"name": "f", "arguments": arguments}}
     found = chat(messages=[{"role": "assistant", "tool_calls": [call]}]).prompt.messages
     assert found[0]["tool_calls"][0]["function"]["arguments"] == arguments
 
 
-def assistant(**call):
+def assistant(**call: Any) -> list[dict[str, Any]]:
     return [{"role": "assistant", "tool_calls": [{**CALL, **call}]}]
 
 
@@ -248,7 +249,7 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("body", "param", "code"), BAD_BODIES)
-def test_bad_bodies(body, param, code):
+def test_bad_bodies(body: Any, param: str | None, code: ErrorCode) -> None:
     with pytest.raises(BadRequest) as caught:
         chat(body)
     assert (caught.value.param, caught.value.code) == (param, code)
@@ -256,7 +257,7 @@ def test_bad_bodies(body, param, code):
 
 
 @pytest.mark.parametrize(("name", "value", "code"), BAD_VALUES)
-def test_bad_values(name, value, code):
+def test_bad_values(name: str, value: Any, code: ErrorCode) -> None:
     with pytest.raises(BadRequest) as caught:
         chat(**{name: value})
     assert (caught.value.param, caught.value.code) == (name, code)
@@ -281,32 +282,32 @@ def test_bad_values(name, value, code):
     ],
     ids=range(11),
 )
-def test_what_is_not_json(body):
+def test_what_is_not_json(body: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
         translate.chat(body, MODEL, random_seed=5)
     assert caught.value.code in {ErrorCode.INVALID_JSON, ErrorCode.INVALID_TYPE}
     assert len(caught.value.message) < 350
 
 
-def test_echoed_input_is_bounded():
+def test_echoed_input_is_bounded() -> None:
     with pytest.raises(BadRequest) as caught:
         chat(messages=[{"role": "w" * 100_000, "content": "x"}])
     assert len(caught.value.message) < 350
 
 
 @pytest.mark.parametrize("name", ["org/tiny", "tiny", "model", "base"])
-def test_model_names(name):
+def test_model_names(name: str) -> None:
     assert chat(model=name) == chat()
 
 
-def test_unknown_model():
+def test_unknown_model() -> None:
     with pytest.raises(RequestError) as caught:
         chat(model="gpt-" + "9" * 1000)
     assert (caught.value.code, caught.value.param) == (ErrorCode.MODEL_NOT_FOUND, "model")
     assert len(caught.value.message) < 350
 
 
-def test_stream_options():
+def test_stream_options() -> None:
     found = chat(stream=True, stream_options={"include_usage": True, "include_obfuscation": False})
     assert (found.stream, found.include_usage) == (True, True)
     with pytest.raises(BadRequest) as caught:
@@ -314,7 +315,7 @@ def test_stream_options():
     assert caught.value.param == "stream_options.continuous_usage_stats"
 
 
-def test_whatever_is_accepted_crosses_the_wire():
+def test_whatever_is_accepted_crosses_the_wire() -> None:
     call = {**CALL, "function": {"name": "f", "arguments": nested(31)}}
     prompt = chat(
         messages=[{"role": "assistant", "tool_calls": [call]}],
