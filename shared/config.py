@@ -5,6 +5,7 @@ A field without it is filled in by the launcher when it starts the room.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,19 @@ BUILT_IN_MODELS = {"demo": DEMO_DIRECTORY / "chat"}
 
 
 def flag(
-    default: Any, text: str, *, env: tuple[str, ...] = (), choices: tuple[str, ...] = ()
+    default: Any,
+    text: str,
+    *,
+    env: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
 ) -> Any:
     """A dataclass field that is also `--its-name` and the environment variable `ITS_NAME`.
 
     `env` replaces the variable's name; the first name that is set wins.
     """
-    metadata = {"help": text, "env": env, "choices": choices}
+    metadata = {"help": text, "env": env, "choices": choices, "range": (at_least, at_most)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -56,7 +63,9 @@ class ModelConfig:
         "Hugging Face id or local directory; `demo` is the built-in chat model",
     )
     max_model_len: int = flag(
-        0, "longest prompt plus answer, in tokens; 0: what the model and the memory allow"
+        0,
+        "longest prompt plus answer, in tokens; 0: what the model and the memory allow",
+        at_least=0,
     )
 
     @property
@@ -73,10 +82,14 @@ class FrontendConfig:
     socket_fd: int = -1  # the listening socket, held by the launcher
     model: ModelConfig = ModelConfig()
     served_model_name: str = flag("", "the model's name in the API; default: as in --hf-model")
-    max_concurrent: int = flag(100, "most requests at a time; beyond it: 429")
-    request_timeout: float = flag(600.0, "most seconds a request may take; beyond it: 504")
+    max_concurrent: int = flag(100, "most requests at a time; beyond it: 429", at_least=1)
+    request_timeout: float = flag(
+        600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
+    )
     stall_timeout: float = flag(
-        60.0, "seconds without a finished step, while work runs, after which /health is 503"
+        60.0,
+        "seconds without a finished step, while work runs, after which /health is 503",
+        at_least=1,
     )
 
     @property
@@ -114,15 +127,19 @@ class WorkerConfig:
     accelerator_type: str = flag(
         "", "default: cuda if there is a GPU, else cpu", choices=("cuda", "cpu")
     )
-    continuous_batching_batch_size: int = flag(20, "most sequences in one step")
+    continuous_batching_batch_size: int = flag(20, "most sequences in one step", at_least=1)
     continuous_batching_microsleep: float = flag(
-        0.001, "seconds an idle worker waits for companions of the first arrival"
+        0.001, "seconds an idle worker waits for companions of the first arrival", at_least=0
     )
     max_num_batched_tokens: int = flag(
-        512, "token budget of one step: decode tokens and prefill chunks together"
+        512,
+        "token budget of one step, decode and prefill together; never under the batch size",
+        at_least=1,
     )
-    kv_cache_memory_fraction: float = flag(0.5, "most of the free memory for the KV cache, 0..1")
-    cpu_threads: int = flag(0, "threads of a step on the CPU; 0: one a physical core")
+    kv_cache_memory_fraction: float = flag(
+        0.5, "most of the free memory for the KV cache", at_least=0, at_most=1
+    )
+    cpu_threads: int = flag(0, "threads of a step on the CPU; 0: torch's own choice", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -130,14 +147,14 @@ class LauncherConfig:
     """Launcher"""
 
     host: str = flag("0.0.0.0", "bind address", env=("HOST", "HOSTNAME"))  # noqa: S104 — as the original
-    port: int = flag(7088, "bind port; 0: any free port")
+    port: int = flag(7088, "bind port; 0: any free port", at_least=0, at_most=65535)
     loglevel: str = flag("INFO", "log level", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     run_directory: str = flag(
         "",
         "directory for sockets, private to the user; default: under $XDG_RUNTIME_DIR or /tmp",
         env=("RUN_DIRECTORY", "RUNTIME_DIRECTORY"),
     )
-    tokenizer_processes: int = flag(1, "tokenizer processes")
+    tokenizer_processes: int = flag(1, "tokenizer processes", at_least=1)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ its flag or variable. Nothing heavy is imported, so that `--help` answers at onc
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -123,11 +124,22 @@ def _convert(field: dataclasses.Field[Any], text: str, origin: str) -> Any:
         raise _refusal(origin, text, f"one of {', '.join(choices)}")
     if field.type is bool:
         return _boolean(origin, text)
+    return text if field.type is str else _number(field, text, origin)
+
+
+def _number(field: dataclasses.Field[Any], text: str, origin: str) -> int | float:
+    kind = "a whole number" if field.type is int else "a number"
     try:
-        return field.type(text)  # type: ignore[operator]  # int, float or str
+        value: int | float = field.type(text)  # type: ignore[operator]  # int or float
     except ValueError as error:
-        kind = "a whole number" if field.type is int else "a number"
         raise _refusal(origin, text, kind) from error
+    lowest, highest = field.metadata["range"]
+    if not math.isfinite(value):
+        raise _refusal(origin, text, kind)
+    if not lowest <= value <= highest:
+        bounds = f"from {lowest}" + (f" to {highest}" if math.isfinite(highest) else "")
+        raise _refusal(origin, text, f"{kind} {bounds}")
+    return value
 
 
 def _boolean(origin: str, text: str) -> bool:

@@ -1,0 +1,199 @@
+"""Stand-ins with predictable answers: a formula for a model, lists for sockets, a clock by hand."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from scheduler.plan import NO_TOKEN, Chunk, StepPlan, StepResult
+from shared.config import Identity
+from shared.errors import ErrorCode
+from shared.mailbox import Mailbox
+from shared.messages import AddressBook, Message, Peer, Stop
+
+MessageT = TypeVar("MessageT")
+
+FORMULA_VOCABULARY = 40
+POISON = 99  # a prompt token that makes the formula's logits NaN
+SHUTDOWN = Stop(ErrorCode.SHUTTING_DOWN, "the test is over")
+WAITS_FOR_EVER_SECONDS = 1.0  # a receive this long has nothing else to do
+
+
+def formula(tokens: Sequence[int]) -> int:
+    """The token after these: every token and every position matters; NO_TOKEN after poison."""
+    if POISON in tokens:
+        return NO_TOKEN
+    state = 17
+    for token in tokens:
+        state = (state * 31 + token) % 1_000_003
+    return state % FORMULA_VOCABULARY
+
+
+def formula_answer(
+    prompt: Sequence[int], max_tokens: int, end_token_ids: frozenset[int]
+) -> list[int]:
+    """What a sequence answers when it is alone in the world."""
+    answer: list[int] = []
+    while len(answer) < max_tokens and not end_token_ids.intersection(answer):
+        token_id = formula([*prompt, *answer])
+        if token_id == NO_TOKEN:
+            break
+        answer.append(token_id)
+    return answer
+
+
+class FormulaRunner:
+    """Executes plans on a paged cache that holds token ids in place of keys and values.
+
+    It knows only what the plans say, and reads every context back through the row's block table:
+    a wrong start, a missing block or a block that two sequences share gives a wrong token.
+    """
+
+    def __init__(self, *, num_blocks: int, block_size: int, max_sequences: int) -> None:
+        self.plans: list[StepPlan] = []
+        self.tables: dict[int, list[int]] = {}
+        self._num_seen: dict[int, int] = {}
+        self._block_size = block_size
+        self._num_rows = max_sequences
+        self._slots: list[int | None] = [None] * ((num_blocks + 1) * block_size)
+
+    @property
+    def num_mixed(self) -> int:
+        """Steps so far that held both decode and prefill."""
+        return sum(plan.is_mixed for plan in self.plans)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Computes one step, after looking at the plan as a suspicious reader."""
+        self.plans.append(plan)
+        for admission in plan.admissions:
+            assert 0 <= admission.row < self._num_rows
+            self.tables[admission.row] = []
+            self._num_seen[admission.row] = 0
+        for chunk in plan.chunks:
+            self._write(chunk)
+        self._check_order(plan)
+        sampled = [chunk for chunk in plan.chunks if chunk.samples]
+        return StepResult(tuple(formula(self._context(chunk.row)) for chunk in sampled))
+
+    def _write(self, chunk: Chunk) -> None:
+        table = self.tables[chunk.row]
+        table += chunk.new_blocks
+        assert 0 not in table, "block 0 is scratch"
+        assert chunk.token_ids, "an empty chunk"
+        assert chunk.start == self._num_seen[chunk.row], "tokens skipped or computed twice"
+        end = chunk.start + len(chunk.token_ids)
+        assert len(table) == -(-end // self._block_size), "blocks and tokens do not match"
+        for position, token_id in enumerate(chunk.token_ids, start=chunk.start):
+            self._slots[self._slot(chunk.row, position)] = token_id
+        self._num_seen[chunk.row] = end
+
+    def _check_order(self, plan: StepPlan) -> None:
+        rows = [chunk.row for chunk in plan.chunks]
+        assert len(rows) == len(set(rows)), "a row is twice in one step"
+        blocks = [block for row in rows for block in self.tables[row]]
+        assert len(blocks) == len(set(blocks)), "two live rows share a block"
+        decodes = plan.chunks[: plan.num_decodes]
+        assert all(len(chunk.token_ids) == 1 and chunk.output_index for chunk in decodes)
+        assert not any(chunk.output_index for chunk in plan.chunks[plan.num_decodes :])
+
+    def _context(self, row: int) -> list[int]:
+        slots = [self._slot(row, position) for position in range(self._num_seen[row])]
+        return [token for slot in slots if (token := self._slots[slot]) is not None]
+
+    def _slot(self, row: int, position: int) -> int:
+        block, offset = divmod(position, self._block_size)
+        return self.tables[row][block] * self._block_size + offset
+
+
+class ManualClock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Lets time pass."""
+        self.now += seconds
+
+
+class FakeMailbox(Mailbox):
+    """A mailbox of lists: `deliver` fills it, `sent` is what left it, and waiting takes no time.
+
+    A receive that may wait lets the clock run to the next delivery. If none comes in time it calls
+    `when_waiting`, which by default orders the room to stop once it would wait for ever.
+    """
+
+    def __init__(self, identity: Identity, *rooms: str, clock: ManualClock | None = None) -> None:
+        self.identity = identity
+        self.peers = {room: Peer(room, 1, f"ipc:///nowhere/{room}", True, 0) for room in rooms}
+        self.stop: Stop | None = None
+        self.sent: list[tuple[str, Message]] = []
+        self.unreachable: set[str] = set()
+        self.clock = clock or ManualClock()
+        self.when_waiting: Callable[[float | None], None] = self._stop_when_waiting_for_ever
+        self._deliveries: deque[tuple[float, Message]] = deque()  # when and what, in order
+
+    def deliver(self, *messages: Message, at: float = 0.0) -> None:
+        """Lets messages arrive together, at this time or as soon as it can be."""
+        self._deliveries.extend((at, message) for message in messages)
+
+    def of_type(self, cls: type[MessageT]) -> list[MessageT]:
+        """Everything sent of one class, in order."""
+        return [message for _, message in self.sent if isinstance(message, cls)]
+
+    def fileno(self) -> int:
+        return -1
+
+    def join(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
+        arrived = self._take_due()
+        if not arrived and timeout_seconds != 0.0:
+            self._wait(timeout_seconds)
+            arrived = self._take_due()
+        return self._work(arrived)
+
+    def send(self, room: str, message: Message) -> bool:
+        is_known = room in {*self.peers, "launcher-0"} - self.unreachable
+        if is_known:
+            self.sent.append((room, message))
+        return is_known
+
+    def update_peers(self, book: AddressBook) -> None:
+        self.peers = {peer.room: peer for peer in book.peers}
+
+    def _take_due(self) -> list[Message]:
+        due: list[Message] = []
+        while self._deliveries and self._deliveries[0][0] <= self.clock():
+            due.append(self._deliveries.popleft()[1])
+        return due
+
+    def _wait(self, timeout_seconds: float | None) -> None:
+        until_next = self._deliveries[0][0] - self.clock() if self._deliveries else None
+        if until_next is not None and (timeout_seconds is None or until_next <= timeout_seconds):
+            self.clock.now = self._deliveries[0][0]
+            return
+        self.clock.advance(timeout_seconds or WAITS_FOR_EVER_SECONDS)
+        self.when_waiting(timeout_seconds)
+
+    def _work(self, messages: list[Message]) -> list[Message]:
+        work: list[Message] = []
+        for message in messages:
+            match message:
+                case AddressBook():
+                    self.update_peers(message)
+                case Stop():
+                    self.stop = message
+                case _:
+                    work.append(message)
+        return work
+
+    def _stop_when_waiting_for_ever(self, timeout_seconds: float | None) -> None:
+        if timeout_seconds is None or timeout_seconds >= WAITS_FOR_EVER_SECONDS:
+            self.stop = SHUTDOWN

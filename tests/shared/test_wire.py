@@ -1,0 +1,226 @@
+"""The wire refuses whatever it would corrupt, and brings everything else over unharmed."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared import wire
+from shared.errors import ErrorCode, WireError
+from shared.messages import Abort, Generate, Message, Stop, TextStart, Tokenize
+from shared.sampling import SamplingParams
+from shared.wire import Codec
+
+MESSAGE_CLASSES = get_args(Message)
+INT64 = st.integers(-(2**63), 2**63 - 1)
+# Whatever JSON keeps: no lone surrogates, no NaN, string keys.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+NUMBERS = INT64 | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    max_leaves=5,
+)
+PLAIN: dict[Any, st.SearchStrategy[Any]] = {
+    int: INT64,
+    str: TEXT,
+    bool: st.booleans(),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    ErrorCode: st.sampled_from(ErrorCode),
+    dict[str, Any]: st.dictionaries(TEXT, JSON, max_size=3),
+    int | None: st.none() | INT64,
+    str | None: st.none() | TEXT,
+}
+
+TEXT_START = TextStart("r", 0, (), ())
+GENERATE = Generate("r", (1, 2), 3, SamplingParams(seed=4), TEXT_START)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A local class with two raw frames around ordinary fields."""
+
+    first: bytes
+    name: str
+    second: bytes
+    sizes: tuple[int, ...]
+
+
+RECORDINGS = Codec([Recording])
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Any value of a field's type; a message class is one, too."""
+    if get_origin(hint) is tuple:
+        return st.lists(values(get_args(hint)[0]), max_size=3).map(tuple)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        fields = get_type_hints(hint).items()
+        return st.builds(hint, **{name: values(type_) for name, type_ in fields})
+    return PLAIN[hint]
+
+
+def frames_of(message: Message, **changes: Any) -> list[bytes]:
+    """The message's frames with some fields of the body replaced; `...` removes one."""
+    tag, body = wire.encode(message)
+    fields = {**orjson.loads(body), **changes}
+    return [tag, orjson.dumps({k: v for k, v in fields.items() if v is not ...})]
+
+
+@pytest.mark.parametrize("cls", MESSAGE_CLASSES, ids=lambda cls: str(cls.__name__))
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_message_survives_the_round_trip(cls: type, data: st.DataObject) -> None:
+    message = data.draw(values(cls))
+    decoded = wire.decode(wire.encode(message))
+    assert decoded == message
+    assert type(decoded) is cls
+    assert repr(decoded) == repr(message)  # tuples stay tuples, enums enums, floats floats
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Abort(""),
+        Abort("\x00\u2028🙂é\u0301"),
+        Stop(ErrorCode.ENGINE_DEAD, "null"),
+        Generate("r", (), 0, SamplingParams(seed=2**63 - 1, temperature=5e-324), TEXT_START),
+        Tokenize(
+            "r", 0, 0, (), {"deep": [{"a": [None, True, 0.1]}]}, None, ("",), GENERATE.sampling
+        ),
+    ],
+)
+def test_awkward_values_survive_the_round_trip(message: Message) -> None:
+    assert repr(wire.decode(wire.encode(message))) == repr(message)
+
+
+@pytest.mark.parametrize("tag", [b"", b"Nonsense", b"\xff\xfe", b"Peer", b"abort", b"A" * 10_000])
+def test_an_unknown_tag_is_refused(tag: bytes) -> None:
+    with pytest.raises(WireError, match="unknown message"):
+        wire.decode([tag, b"{}"])
+
+
+@pytest.mark.parametrize("frames", [[], [b"Abort"], [b""]])
+def test_too_few_frames_are_refused(frames: list[bytes]) -> None:
+    with pytest.raises(WireError, match="frames"):
+        wire.decode(frames)
+
+
+def test_a_frame_too_many_is_refused() -> None:
+    with pytest.raises(WireError, match="Abort: 3 frames, not 2"):
+        wire.decode([*wire.encode(Abort("r")), b""])
+
+
+@pytest.mark.parametrize("body", [b"", b"nonsense", b"{", b'{"request_id": NaN}', b'{"a":"\xff"}'])
+def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
+    with pytest.raises(WireError, match="Abort: body is not JSON"):
+        wire.decode([b"Abort", body])
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"request_id"', b"1"])
+def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(WireError, match="Abort: body is not an object"):
+        wire.decode([b"Abort", body])
+
+
+@pytest.mark.parametrize("changes", [{"max_tokens": ...}, {"surprise": 1}])
+def test_a_missing_or_extra_field_is_refused_by_name(changes: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match=f"Generate.*{next(iter(changes))}"):
+        wire.decode(frames_of(GENERATE, **changes))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_id", None),
+        ("request_id", 7),
+        ("max_tokens", "3"),
+        ("max_tokens", True),
+        ("max_tokens", 3.0),
+        ("max_tokens", None),
+        ("prompt_token_ids", [1, None]),
+        ("prompt_token_ids", "12"),
+        ("prompt_token_ids", {"1": 2}),
+        ("sampling", None),
+        ("sampling", {}),
+        ("sampling", {"seed": 1, "temperature": "hot"}),
+        ("text", {"request_id": "r", "frontend_id": 0, "prompt_tail": []}),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(WireError, match=rf"Generate: .*{field}"):
+        wire.decode(frames_of(GENERATE, **{field: value}))
+
+
+def test_an_unknown_error_code_is_refused() -> None:
+    with pytest.raises(WireError, match=r"Stop: .*code"):
+        wire.decode(frames_of(Stop(ErrorCode.INTERNAL, ""), code="no_such_code"))
+
+
+def test_a_number_beyond_64_bits_never_arrives_rounded() -> None:
+    body = orjson.dumps(GENERATE).replace(b'"max_tokens":3', b'"max_tokens":18446744073709551616')
+    with pytest.raises(WireError, match="max_tokens"):
+        wire.decode([b"Generate", body])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("field", ["temperature", "top_p"])
+def test_a_float_that_json_cannot_hold_never_arrives(field: str, number: float) -> None:
+    sampling = SamplingParams(**{"seed": 0, field: number})  # type: ignore[arg-type]  # a float
+    with pytest.raises(WireError, match=rf"Generate: .*{field}"):
+        wire.decode(wire.encode(Generate("r", (1,), 1, sampling, TEXT_START)))
+
+
+@pytest.mark.parametrize("value", [2**64, "\ud800", {1: 2}, object()], ids=repr)
+def test_a_value_that_json_cannot_hold_is_refused_by_the_sender(value: object) -> None:
+    message = Tokenize("r", 0, 0, (), {"value": value}, None, (), GENERATE.sampling)
+    with pytest.raises(WireError, match="Tokenize: "):
+        wire.encode(message)
+
+
+def test_nesting_too_deep_is_refused_by_the_sender() -> None:
+    nested: list[Any] = []
+    for _ in range(300):
+        nested = [nested]
+    with pytest.raises(WireError, match="Tokenize: "):
+        wire.encode(Tokenize("r", 0, 0, ({"a": nested},), {}, None, (), GENERATE.sampling))
+
+
+def test_bytes_travel_as_raw_frames_in_field_order() -> None:
+    recording = Recording(b"\x00\xff", "é", b"", (1, 2))
+    frames = RECORDINGS.encode(recording)
+    assert frames[0] == b"Recording"
+    assert orjson.loads(frames[1]) == {"name": "é", "sizes": [1, 2]}
+    assert frames[2:] == [b"\x00\xff", b""]
+    assert RECORDINGS.decode(frames) == recording
+
+
+def test_a_missing_raw_frame_is_refused() -> None:
+    frames = RECORDINGS.encode(Recording(b"a", "b", b"c", ()))
+    with pytest.raises(WireError, match="Recording: 3 frames, not 4"):
+        RECORDINGS.decode(frames[:-1])
+
+
+def test_raw_bytes_are_not_taken_from_the_body() -> None:
+    tag, body, *raw = RECORDINGS.encode(Recording(b"a", "b", b"c", ()))
+    forged = orjson.dumps({**orjson.loads(body), "first": "YQ=="})
+    with pytest.raises(WireError, match="first"):
+        RECORDINGS.decode([tag, forged, *raw])
+
+
+def test_a_message_that_nobody_could_receive_is_refused_by_the_sender(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = sum(map(len, RECORDINGS.encode(Recording(b"12345", "n", b"678", ()))))
+    monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", size)
+    assert RECORDINGS.encode(Recording(b"12345", "n", b"678", ()))
+    with pytest.raises(WireError, match=rf"Recording: {size + 1} bytes exceed {size}"):
+        RECORDINGS.encode(Recording(b"12345", "n", b"6789", ()))
+
+
+def test_messages_are_immutable() -> None:
+    for cls in MESSAGE_CLASSES:
+        assert cls.__dataclass_params__.frozen, cls
