@@ -4,11 +4,13 @@ The tokenizer has checked the same before; a wrong id or length that came this f
 fail inside the model and harm every request of its step.
 """
 
+import math
 from dataclasses import dataclass
 
 from scheduler.sequence import Sequence
 from shared.errors import ErrorCode, RequestError
 from shared.messages import Generate
+from shared.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,19 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
         raise _refusal(f"{len(prompt)} + {message.max_tokens} tokens exceed {limits.max_model_len}")
     if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
         raise _refusal("a token id outside the vocabulary")
+    if not _is_possible(message.sampling):
+        raise _refusal(f"impossible settings: {message.sampling}")
     return Sequence(
         message.request_id, prompt, message.max_tokens, limits.end_token_ids, message.sampling
+    )
+
+
+def _is_possible(sampling: SamplingParams) -> bool:
+    return (
+        0 <= sampling.seed < 2**63
+        and 0.0 <= sampling.temperature < math.inf
+        and 0.0 <= sampling.top_p <= 1.0
+        and sampling.top_k >= 0
     )
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-BLOCK_SIZE = (
-    16  # tokens; as in PagedAttention (Kwon et al., 2023, https://arxiv.org/abs/2309.06180)
-)
+# Tokens; as in PagedAttention (Kwon et al., 2023, https://arxiv.org/abs/2309.06180).
+BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True)

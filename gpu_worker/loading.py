@@ -6,8 +6,10 @@ Whatever cannot work is refused here, in one sentence that names the setting and
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from gpu_worker.families.causal_lm import CausalLM
@@ -42,11 +44,9 @@ def load(config: WorkerConfig) -> LoadedModel:
         torch.set_num_threads(config.cpu_threads)
     model_config = _load_config(config.model.hf_model, config.model.path)
     refuse_unsupported(model_config)
-    dtype = choose_dtype(config.torch_dtype, device)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        config.model.path, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True
-    )
-    return serve(model.eval().to(device=device), config)
+    _wanted_len(model_config, config.model.max_model_len)
+    model = _load_weights(config, choose_dtype(config.torch_dtype, device), device)
+    return serve(model, config)
 
 
 def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
@@ -120,6 +120,32 @@ def _load_config(hf_model: str, path: str) -> PreTrainedConfig:
         hint = "no such directory" if looks_local and not Path(path).is_dir() else reason
         raise FatalError(f"--hf-model {hf_model}: {hint}", EXIT_CONFIGURATION) from error
     return config
+
+
+def _load_weights(
+    config: WorkerConfig, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """The model with all of its weights; one that lacks some would answer from random numbers."""
+    name = config.model.hf_model
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config.model.path,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = f"--hf-model {name}: {str(error).strip().splitlines()[0]}"
+        raise FatalError(reason, EXIT_CONFIGURATION) from error
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
+        reason = f"--hf-model {name}: {len(absent)} weights are missing or misshapen: {absent[0]}"
+        raise FatalError(reason, EXIT_CONFIGURATION)
+    model.eval()
+    return model
 
 
 def _geometry(model: PreTrainedModel) -> KVGeometry:

@@ -70,8 +70,10 @@ class Worker:
 
     def run(self) -> None:
         """Steps until the launcher says stop."""
-        while self.mailbox.stop is None:
+        while True:
             self._receive()
+            if self.mailbox.stop is not None:
+                return
             plan = self.scheduler.schedule()
             if not plan.is_empty:
                 result = self.runner.execute(plan)
@@ -127,6 +129,9 @@ class Worker:
             failed = RequestFailed(message.request_id, error.code, error.message, error.param)
             self.mailbox.send(f"frontend-{message.text.frontend_id}", failed)
             return
+        if self.scheduler.holds(sequence.request_id):
+            logger.warning("ignored a second Generate of %s", sequence.request_id)
+            return
         self.scheduler.add(sequence)
         if sequence.state is State.WAITING:
             self._texts[sequence.request_id] = message.text
@@ -172,6 +177,7 @@ def run(config: WorkerConfig, mailbox: Mailbox) -> None:
         block_size=BLOCK_SIZE,
         max_sequences=config.continuous_batching_batch_size,
         max_tokens_per_step=config.max_num_batched_tokens,
+        max_early_aborts=2 * config.max_concurrent,
     )
     worker = Worker(
         mailbox,

@@ -64,6 +64,10 @@ class Scheduler:
         """Sequences that wait for a row or for blocks."""
         return len(self._waiting)
 
+    def holds(self, request_id: str) -> bool:
+        """True while the sequence waits or runs."""
+        return request_id in self._sequences
+
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence that the pool can hold, unless its abort has come already."""
         needed = self._num_blocks_for(sequence.max_computed)

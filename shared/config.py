@@ -74,6 +74,10 @@ class ModelConfig:
         return str(BUILT_IN_MODELS.get(self.hf_model, self.hf_model))
 
 
+def _max_concurrent() -> Any:
+    return flag(100, "most requests at a time; beyond it: 429", at_least=1)
+
+
 @dataclass(frozen=True)
 class FrontendConfig:
     """HTTP server"""
@@ -82,7 +86,7 @@ class FrontendConfig:
     socket_fd: int = -1  # the listening socket, held by the launcher
     model: ModelConfig = ModelConfig()
     served_model_name: str = flag("", "the model's name in the API; default: as in --hf-model")
-    max_concurrent: int = flag(100, "most requests at a time; beyond it: 429", at_least=1)
+    max_concurrent: int = _max_concurrent()
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
     )
@@ -119,6 +123,7 @@ class WorkerConfig:
 
     identity: Identity = NOBODY
     model: ModelConfig = ModelConfig()
+    max_concurrent: int = _max_concurrent()
     torch_dtype: str = flag(
         "",
         "weights and KV cache; default: bfloat16, on a CPU without bf16 matrix units float32",

@@ -119,9 +119,11 @@ def _from_environment(
 
 
 def _convert(field: dataclasses.Field[Any], text: str, origin: str) -> Any:
-    choices = field.metadata["choices"]
-    if choices and text not in choices:
-        raise _refusal(origin, text, f"one of {', '.join(choices)}")
+    choices = {choice.lower(): choice for choice in field.metadata["choices"]}
+    if choices and text.lower() not in choices:
+        raise _refusal(origin, text, f"one of {', '.join(choices.values())}")
+    if choices:
+        return choices[text.lower()]
     if field.type is bool:
         return _boolean(origin, text)
     return text if field.type is str else _number(field, text, origin)
@@ -134,7 +136,7 @@ def _number(field: dataclasses.Field[Any], text: str, origin: str) -> int | floa
     except ValueError as error:
         raise _refusal(origin, text, kind) from error
     lowest, highest = field.metadata["range"]
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise _refusal(origin, text, kind)
     if not lowest <= value <= highest:
         bounds = f"from {lowest}" + (f" to {highest}" if math.isfinite(highest) else "")

@@ -130,7 +130,7 @@ class SequenceEnded:
     """One sequence that ended in a step (part of `TokensSampled`)."""
 
     request_id: str
-    finish_reason: str  # "stop", "length" or "error"
+    finish_reason: str  # "stop", "length", "abort" or "error"
     hides_last_token: bool  # the last token is an end token: counted, not shown
 
 

@@ -1,10 +1,12 @@
 """A model that cannot be served rightly is refused with the way out; the rest is sized to fit."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from gpu_worker import kv_cache
@@ -229,5 +231,26 @@ def test_weights_that_are_not_safetensors_are_not_unpickled(tmp_path: Path) -> N
     model = make_model("llama")
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises((OSError, FatalError), match="safetensors"):
+    with pytest.raises(FatalError, match="safetensors"):
+        load(WorkerConfig(model=ModelConfig(str(tmp_path)), accelerator_type="cpu"))
+
+
+def drop_a_weight(path: Path) -> None:
+    """Leaves one tensor out of a checkpoint."""
+    weights = load_file(path)
+    del weights["model.layers.0.mlp.gate_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def cut_in_half(path: Path) -> None:
+    """Leaves what an interrupted download leaves."""
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [drop_a_weight, cut_in_half])
+def test_half_a_checkpoint_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    damage(tmp_path / "model.safetensors")
+    with pytest.raises(FatalError, match="--hf-model"):
         load(WorkerConfig(model=ModelConfig(str(tmp_path)), accelerator_type="cpu"))
