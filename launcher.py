@@ -174,7 +174,10 @@ class Launcher:
         others = [c for c in self._children.values() if c.identity.kind != "frontend"]
         for children in (frontends, others):
             for child in children:
-                self._mailbox.send(child.identity.room, stop)
+                if child.is_ready:
+                    self._mailbox.send(child.identity.room, stop)
+                else:
+                    child.process.kill()  # it loads, does not listen, and holds no request
             _wait_or_kill(children, time.monotonic() + STOP_SECONDS)
 
 

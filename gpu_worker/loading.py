@@ -4,6 +4,7 @@ Whatever cannot work is refused here, in one sentence that names the setting and
 """
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, PagedKVCache, blocks_that_fit
@@ -126,6 +128,8 @@ def _load_weights(
     config: WorkerConfig, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     """The model with all of its weights; one that lacks some would answer from random numbers."""
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a bar is noise in a log file
     name = config.model.hf_model
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
