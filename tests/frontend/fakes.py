@@ -59,8 +59,8 @@ def make_report(step: int, running: int = 0, waiting: int = 0, used: int = 0) ->
     return WorkerReported(0, 1, step, running, waiting, 10, used, 0, 0, 2)
 
 
-class FakeMailbox(Mailbox):
-    """A mailbox without sockets: what is sent is recorded, what arrives is delivered by hand."""
+class PipeMailbox(Mailbox):
+    """A mailbox on a pipe, for event loops: what is sent is recorded, what arrives comes by hand."""
 
     def __init__(self) -> None:
         self.identity = Identity("frontend", 0, 1, "")
@@ -119,7 +119,7 @@ class FakeMailbox(Mailbox):
 
 
 @dataclass
-class ScriptedMailbox(FakeMailbox):
+class ScriptedMailbox(PipeMailbox):
     """Plays all rooms: the last message's content says how its request goes.
 
     `say a|b` answers in two steps; `start a|b` leaves the answer open; `refuse` fails in the

@@ -23,7 +23,7 @@ from shared.messages import (
     Tokenize,
 )
 from shared.sampling import SamplingParams
-from tests.frontend.fakes import FakeMailbox, make_book, make_report, make_text
+from tests.frontend.fakes import PipeMailbox, make_book, make_report, make_text
 
 PROMPT = Prompt(({"role": "user", "content": "x"},), {}, None, (), SamplingParams(seed=1))
 
@@ -33,7 +33,7 @@ class Bench:
 
     def __init__(self, *, credit: int = 8, max_concurrent: int = 4) -> None:
         self.now = 0.0
-        self.mailbox = FakeMailbox()
+        self.mailbox = PipeMailbox()
         self.metrics = Metrics("m")
         self.engine = EngineClient(
             self.mailbox,
