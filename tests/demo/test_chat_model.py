@@ -1,6 +1,6 @@
 """The committed chat model: it loads, it is small, and it passes on what it never saw."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import cast
 
@@ -24,8 +24,12 @@ WEATHER = {
 
 
 @pytest.fixture(scope="module")
-def chat() -> ChatModel:
-    return ChatModel()
+def chat() -> Iterator[ChatModel]:
+    """The model, on one thread: it is too small to gain from more."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield ChatModel()
+    torch.set_num_threads(num_threads)
 
 
 @pytest.mark.parametrize("skill", SKILLS)

@@ -60,7 +60,7 @@ def make_report(step: int, running: int = 0, waiting: int = 0, used: int = 0) ->
 
 
 class PipeMailbox(Mailbox):
-    """A mailbox on a pipe, for event loops: what is sent is recorded, what arrives comes by hand."""
+    """A mailbox on a pipe, for event loops: sent messages are recorded, others come by hand."""
 
     def __init__(self) -> None:
         self.identity = Identity("frontend", 0, 1, "")
