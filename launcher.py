@@ -133,9 +133,9 @@ class Launcher:
     def _receive(self) -> None:
         for message in self._mailbox.receive():
             match message:
-                case RoomStarted(room):
+                case RoomStarted(room) if room in self._children:
                     self._children[room].has_started = True
-                case RoomReady(room):
+                case RoomReady(room) if room in self._children:
                     self._children[room].is_ready = True
                     self._children[room].max_model_len = message.max_model_len
                     self._announce_ready(room)

@@ -4,13 +4,14 @@ One message a step comes in, one a step goes out to each frontend that has a sta
 stop strings and counts usage; the worker decides end tokens and length.
 """
 
+import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer as Vocabulary
 
 from shared.config import DetokenizerConfig
-from shared.errors import ErrorCode
+from shared.errors import ErrorCode, WireError
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
@@ -23,6 +24,8 @@ from shared.messages import (
 )
 from tokenizer_proc.answer import Answer
 from tokenizer_proc.vocabulary import vocabulary_path
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -101,11 +104,13 @@ class Detokenizer:
             answer = self._answers.get(request_id)
             if answer is None:
                 continue  # it ended here at a stop string; the worker will hear of it
-            if seq != answer.num_tokens:
+            try:
+                text = _next_text(answer, seq, token_id, end)
+            except Exception:  # one answer's text must not end the process
+                logger.exception("request %s has no text for its token %d", request_id, seq)
                 self._fail(request_id, "A part of the answer was lost.")
                 self._mailbox.send(f"worker-{step.worker_id}", Abort(request_id))
                 continue
-            text = answer.add(token_id, end)
             outgoing[answer.frontend_id].add(request_id, seq, text, answer)
             self._forget_if_ended(request_id, answer, end, step.worker_id)
         for end in ends.values():
@@ -134,6 +139,12 @@ class Detokenizer:
         answer = self._answers.pop(request_id)
         failed = RequestFailed(request_id, ErrorCode.INTERNAL, reason, None)
         self._mailbox.send(f"frontend-{answer.frontend_id}", failed)
+
+
+def _next_text(answer: Answer, seq: int, token_id: int, end: SequenceEnded | None) -> str:
+    if seq != answer.num_tokens:
+        raise WireError(f"token {answer.num_tokens} of the answer was lost on the way")
+    return answer.add(token_id, end)
 
 
 def run(config: DetokenizerConfig, mailbox: Mailbox) -> None:

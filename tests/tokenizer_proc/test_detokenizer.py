@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from shared.config import Identity
 from shared.messages import (
     Abort,
@@ -15,6 +17,7 @@ from shared.messages import (
 )
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.vocabularies import END, make_byte_tokenizer
+from tokenizer_proc.answer import Answer
 from tokenizer_proc.detokenizer import Detokenizer
 
 VOCABULARY = make_byte_tokenizer().backend_tokenizer
@@ -134,6 +137,23 @@ def test_a_lost_token_fails_its_request_and_no_other() -> None:
     bench.step({"a": "x", "b": "x"}, starts=(start("a"), start("b")))
     bench.skip("a")
     (produced,) = bench.step({"a": "y", "b": "y"})
+    assert produced.request_ids == ("b",)
+    assert [failed.request_id for failed in bench.mailbox.of_type(RequestFailed)] == ["a"]
+    assert ("worker-0", Abort("a")) in bench.mailbox.sent
+
+
+def test_an_answer_that_breaks_the_decoder_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.step({"a": "x", "b": "x"}, starts=(start("a"), start("b")))
+    whole = Answer.add
+
+    def fragile(answer: Answer, token_id: int, end: SequenceEnded | None) -> str:
+        if token_id == VOCABULARY.encode("!").ids[0]:
+            raise MemoryError
+        return whole(answer, token_id, end)
+
+    monkeypatch.setattr(Answer, "add", fragile)
+    (produced,) = bench.step({"a": "!", "b": "y"})
     assert produced.request_ids == ("b",)
     assert [failed.request_id for failed in bench.mailbox.of_type(RequestFailed)] == ["a"]
     assert ("worker-0", Abort("a")) in bench.mailbox.sent
