@@ -8,6 +8,7 @@ get an error, the log says which process died and why, and the exit status is no
 """
 
 import dataclasses
+import errno
 import fcntl
 import ipaddress
 import logging
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import flags, logs, wire
-from shared.config import Identity, ServerConfig
+from shared.config import Identity, ServerConfig, is_local_path
 from shared.errors import (
     EXIT_CONFIGURATION,
     EXIT_FAILED,
@@ -38,6 +39,7 @@ from shared.errors import (
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import AddressBook, Peer, RoomReady, RoomStarted, Stop
 from shared.process import ChildProcess, last_words_path
+from shared.sockets import MAX_PATH_BYTES
 
 logger = logging.getLogger("launcher")
 
@@ -46,7 +48,9 @@ PROGRAM = "transformers-openai-api"
 STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the other rooms
 LISTEN_BACKLOG = 1024
 # What an earlier run may have left behind; nothing else in a directory is ours to delete.
-_OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.json")
+_OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)")
+MAX_EPOCH = 9999  # more lives than a room can have before the service gives up
+UNREAD_MILLISECONDS = 60_000  # how long the kernel keeps bytes that a client does not take
 
 
 @dataclass
@@ -133,9 +137,9 @@ class Launcher:
     def _receive(self) -> None:
         for message in self._mailbox.receive():
             match message:
-                case RoomStarted(room) if room in self._children:
+                case RoomStarted(room, epoch) if self._is_life(room, epoch):
                     self._children[room].has_started = True
-                case RoomReady(room) if room in self._children:
+                case RoomReady(room, epoch) if self._is_life(room, epoch):
                     self._children[room].is_ready = True
                     self._children[room].max_model_len = message.max_model_len
                     self._announce_ready(room)
@@ -144,11 +148,15 @@ class Launcher:
                     continue
             self._publish()
 
+    def _is_life(self, room: str, epoch: int) -> bool:
+        return room in self._children and self._children[room].identity.epoch == epoch
+
     def _announce_ready(self, room: str) -> None:
         logger.info("%s is ready", room)
         if all(child.is_ready for child in self._children.values()):
             host, port = self._listener.getsockname()[:2]
-            logger.info("ready: serving %s on http://%s:%d", self._model_name, host, port)
+            shown = f"[{host}]" if ":" in host else host
+            logger.info("ready: serving %s on http://%s:%d", self._model_name, shown, port)
 
     @property
     def _model_name(self) -> str:
@@ -218,8 +226,15 @@ def _cause_of_death(child: Child) -> str:
         return f"failed: {path.read_text()}"
     status = child.process.returncode
     if status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
+        return f"was killed by {_signal_name(-status)}"
     return f"exited with status {status}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 def _wait_or_kill(children: list[Child], deadline: float) -> None:
@@ -248,38 +263,70 @@ def open_listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit it: one whose client stops reading ends, with all that it was sent.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
     try:
         listener.bind((host, port))
     except OSError as error:
+        listener.close()
+        is_taken = error.errno == errno.EADDRINUSE
         reason = f"cannot listen on {host}:{port}: {error.strerror}; set another --host or --port"
-        raise FatalError(reason, EXIT_PORT_IN_USE) from error
+        raise FatalError(reason, EXIT_PORT_IN_USE if is_taken else EXIT_CONFIGURATION) from error
     listener.listen(LISTEN_BACKLOG)
     return listener
 
 
 def open_run_directory(asked: str, port: int, environ: Mapping[str, str]) -> str:
-    """Makes and locks the directory for sockets; raises FatalError if it is not private or in use.
-
-    The lock (flock(2)) is held until this process ends: a second bind on an `ipc://` path would
-    silently take the first one's messages.
-    """
+    """Makes and locks the directory for sockets; raises FatalError if it cannot be used."""
     parent = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
     path = Path(asked) if asked else parent / f"{PROGRAM}-{os.getuid()}-{port}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_run_directory(path)
+        _lock(path)
+        _remove_leftovers(path)
+    except OSError as error:
+        reason = f"--run-directory {path}: {error.strerror}; choose another"
+        raise FatalError(reason, EXIT_CONFIGURATION) from error
+    return str(path)
+
+
+def _check_run_directory(path: Path) -> None:
     status = path.lstat()  # a link that somebody else planted is not followed
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or path.is_symlink():
         reason = f"--run-directory {path} must be your own directory with mode 0700"
         raise FatalError(reason, EXIT_CONFIGURATION)
+    longest = path / f"detokenizer-0.{MAX_EPOCH}"
+    if len(os.fsencode(longest)) > MAX_PATH_BYTES:
+        reason = f"--run-directory {path} is too long for sockets; choose a shorter one"
+        raise FatalError(reason, EXIT_CONFIGURATION)
+
+
+def _lock(path: Path) -> None:
+    """Holds a lock (flock(2)) until this process ends.
+
+    A second bind on an `ipc://` path would silently take the first one's messages.
+    """
     lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         reason = f"--run-directory {path} is in use by another server"
         raise FatalError(reason, EXIT_CONFIGURATION) from error
-    for stale in path.iterdir():
-        if _OWN_FILES.fullmatch(stale.name):
-            stale.unlink()
-    return str(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.iterdir():
+        if _OWN_FILES.fullmatch(leftover.name):
+            leftover.unlink()
+
+
+def check_model_name(hf_model: str) -> None:
+    """Refuses at once what is no model: nothing heavy has been imported yet."""
+    if not hf_model:
+        raise FatalError("--hf-model is empty; `demo` is built in", EXIT_CONFIGURATION)
+    if is_local_path(hf_model) and not Path(hf_model).expanduser().is_dir():
+        raise FatalError(f"--hf-model {hf_model}: there is no such directory", EXIT_CONFIGURATION)
 
 
 def usable_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -298,6 +345,7 @@ def main() -> int:
     try:
         config = flags.parse(sys.argv[1:], usable_environment(os.environ))
         logs.set_up("launcher", config.launcher.loglevel)
+        check_model_name(config.worker.model.hf_model)
         listener = open_listener(config.launcher.host, config.launcher.port)
         port = listener.getsockname()[1]
         run_directory = open_run_directory(config.launcher.run_directory, port, os.environ)

@@ -31,6 +31,9 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
         raise _refusal(f"{len(prompt)} + {message.max_tokens} tokens exceed {limits.max_model_len}")
     if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
         raise _refusal("a token id outside the vocabulary")
+    tail = message.text.prompt_tail
+    if not set(tail) <= set(prompt) or "" in message.text.stop:
+        raise _refusal("an impossible beginning of its text")
     if not _is_possible(message.sampling):
         raise _refusal(f"impossible settings: {message.sampling}")
     return Sequence(

@@ -6,7 +6,6 @@ Whatever cannot work is refused here, in one sentence that names the setting and
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, PagedKVCache, blocks_that_fit
 from gpu_worker.paged_attention import ATTENTION
 from shared.config import WorkerConfig
-from shared.errors import EXIT_CONFIGURATION, FatalError
+from shared.errors import EXIT_CONFIGURATION, FatalError, unloadable
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +116,7 @@ def _load_config(hf_model: str, path: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        looks_local = hf_model.startswith((".", "/", "~"))
-        hint = "no such directory" if looks_local and not Path(path).is_dir() else reason
-        raise FatalError(f"--hf-model {hf_model}: {hint}", EXIT_CONFIGURATION) from error
+        raise unloadable(hf_model, error) from error
     return config
 
 
@@ -141,8 +137,7 @@ def _load_weights(
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        reason = f"--hf-model {name}: {str(error).strip().splitlines()[0]}"
-        raise FatalError(reason, EXIT_CONFIGURATION) from error
+        raise unloadable(name, error) from error
     model: PreTrainedModel = loaded[0]
     report: dict[str, Any] = loaded[1]
     if absent := [*report["missing_keys"], *report["mismatched_keys"]]:

@@ -31,6 +31,11 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def is_local_path(hf_model: str) -> bool:
+    """True for what can only be a directory, never an id on the Hub."""
+    return hf_model.startswith(("/", "./", "../", "~"))
+
+
 @dataclass(frozen=True)
 class Identity:
     """Which room this is, in which of its lives, and where the run's sockets are."""
@@ -71,7 +76,10 @@ class ModelConfig:
     @property
     def path(self) -> str:
         """What transformers' `from_pretrained` is given."""
-        return str(BUILT_IN_MODELS.get(self.hf_model, self.hf_model))
+        if self.hf_model in BUILT_IN_MODELS:
+            return str(BUILT_IN_MODELS[self.hf_model])
+        is_local = is_local_path(self.hf_model)
+        return str(Path(self.hf_model).expanduser()) if is_local else self.hf_model
 
 
 def _max_concurrent() -> Any:

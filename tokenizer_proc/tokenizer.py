@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from shared.config import TokenizerConfig
-from shared.errors import EXIT_CONFIGURATION, BadRequest, ErrorCode, FatalError, RequestError
+from shared.errors import BadRequest, ErrorCode, RequestError, unloadable
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
@@ -26,7 +26,7 @@ from shared.messages import (
     TextStart,
     Tokenize,
 )
-from tokenizer_proc.prompt import PromptEncoder
+from tokenizer_proc.prompt import PromptEncoder, too_long
 from tokenizer_proc.vocabulary import vocabulary_path
 
 logger = logging.getLogger(__name__)
@@ -101,10 +101,13 @@ class Tokenizer:
         self._mailbox.send(frontend, failed)
 
     def _to_generate(self, message: Tokenize) -> Generate:
+        most_tokens = self._worker(message.worker_id).max_model_len
         prompt = self._encoder.encode_chat(
-            list(message.messages), template_kwargs=message.template_kwargs
+            list(message.messages),
+            template_kwargs=message.template_kwargs,
+            most_tokens=most_tokens,
         )
-        room = self._room_for_answer(len(prompt), self._worker(message.worker_id))
+        room = _room_for_answer(len(prompt), most_tokens)
         text = TextStart(
             message.request_id, message.frontend_id, tuple(prompt[-PROMPT_TAIL:]), message.stop
         )
@@ -117,18 +120,14 @@ class Tokenizer:
             raise _WORKER_GONE
         return worker
 
-    @staticmethod
-    def _room_for_answer(num_tokens: int, worker: Peer) -> int:
-        """Tokens that the context leaves; the wording is the one that clients look for."""
-        if num_tokens >= worker.max_model_len:
-            raise BadRequest(
-                f"This model's maximum context length is {worker.max_model_len} tokens. However, "
-                f"your messages resulted in {num_tokens} tokens. Please reduce the length of the "
-                "messages.",
-                param="messages",
-                code=ErrorCode.CONTEXT_LENGTH,
-            )
-        return worker.max_model_len - num_tokens
+
+def _room_for_answer(num_tokens: int, most_tokens: int) -> int:
+    """Tokens that the context leaves, or BadRequest."""
+    if num_tokens == 0:
+        raise BadRequest("Your messages make an empty prompt.", "messages")
+    if num_tokens >= most_tokens:
+        raise too_long(most_tokens, str(num_tokens))
+    return most_tokens - num_tokens
 
 
 def load_tokenizer(name: str, path: str) -> Any:
@@ -136,8 +135,7 @@ def load_tokenizer(name: str, path: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        reason = f"--hf-model {name}: no tokenizer: {str(error).strip().splitlines()[0]}"
-        raise FatalError(reason, EXIT_CONFIGURATION) from error
+        raise unloadable(name, error) from error
 
 
 def publish_vocabulary(tokenizer: Any, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -157,15 +158,21 @@ def test_only_worker_and_tokenizer_hold_torch(demo_server: RunningServer) -> Non
     [
         (["--port", "seven"], 78, "--port"),
         (["--no-such-flag"], 78, "--no-such-flag"),
-        (["--hf-model", "./no-such-directory", "--port", "0"], 78, "--hf-model"),
+        (["--hf-model", "./no-such-directory"], 78, "--hf-model"),
+        (["--hf-model", ""], 78, "--hf-model"),
+        (["--hf-model", "demo", "--port", "0", "--run-directory", "/dev/null"], 78, "--run-dir"),
+        (["--hf-model", "demo", "--port", "0", "--run-directory", "x" * 150], 78, "--run-dir"),
+        (["--hf-model", "demo", "--port", "0", "--host", "256.1.1.1"], 78, "--host"),
     ],
 )
 def test_a_bad_start_says_what_is_wrong_in_one_line(
-    arguments: list[str], status: int, named: str
+    arguments: list[str], status: int, named: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(ROOT / "launcher.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == status
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    assert done.returncode == status, done.stderr
     assert named in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
 

@@ -35,6 +35,13 @@ def test_a_request_that_just_fits_becomes_a_sequence() -> None:
         ({"prompt_token_ids": (5,) * 10, "max_tokens": 1}, "exceed 10"),
         ({"prompt_token_ids": (5, 100)}, "vocabulary"),
         ({"prompt_token_ids": (-1, 5)}, "vocabulary"),
+        ({"text": TextStart("r", 0, (-1,), ())}, "beginning of its text"),
+        ({"text": TextStart("r", 0, (), ("",))}, "beginning of its text"),
+        ({"sampling": SamplingParams(seed=2**63)}, "impossible settings"),
+        ({"sampling": SamplingParams(seed=-1)}, "impossible settings"),
+        ({"sampling": SamplingParams(seed=1, temperature=float("nan"))}, "impossible settings"),
+        ({"sampling": SamplingParams(seed=1, top_p=1.5)}, "impossible settings"),
+        ({"sampling": SamplingParams(seed=1, top_k=-2)}, "impossible settings"),
     ],
 )
 def test_what_could_harm_a_step_is_refused(changes: dict[str, Any], reason: str) -> None:

@@ -210,7 +210,7 @@ def test_a_directory_is_loaded(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = str(tmp_path / "nothing")
-    with pytest.raises(FatalError, match=f"{path}: no such directory") as caught:
+    with pytest.raises(FatalError, match=f"--hf-model {path}: ") as caught:
         load(WorkerConfig(model=ModelConfig(path), accelerator_type="cpu"))
     assert caught.value.exit_status == EXIT_CONFIGURATION
 

@@ -384,7 +384,33 @@ def test_nesting_too_deep_for_a_template_is_refused() -> None:
         ENCODERS["chatml"].encode_chat([{"role": "user", "content": "a"}], tools=[{"deep": deep}])
 
 
-@pytest.mark.parametrize("name", ["chat_template", "tokenize", "documents", "no_such_name"])
+def test_a_hopeless_prompt_is_refused_by_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = PromptEncoder(KINDS["chatml"])
+    encoded: list[int] = []
+    whole = encoder._backend.encode
+
+    class Counting:
+        def encode(self, text: str, **options: Any) -> Any:
+            encoded.append(len(text))
+            return whole(text, **options)
+
+    monkeypatch.setattr(encoder, "_backend", Counting())
+    for content in ("word " * 100_000, "<|im_end|>" * 50_000, "</think>" * 50_000):
+        with pytest.raises(BadRequest, match="maximum context length is 64 tokens") as caught:
+            encoder.encode_chat([{"role": "user", "content": content}], most_tokens=64)
+        assert caught.value.code == "context_length_exceeded"
+    assert sum(encoded) < 10_000
+
+
+def test_a_long_prompt_that_fits_is_encoded_whole() -> None:
+    messages = [{"role": "user", "content": "word " * 400}]
+    ids = ENCODERS["chatml"].encode_chat(messages, most_tokens=100_000)
+    assert ids == ENCODERS["chatml"].encode_chat(messages)
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template", "tokenize", "documents", "no_such_name", "messages", "message"]
+)
 def test_variables_that_the_template_does_not_read_are_refused(name: str) -> None:
     with pytest.raises(BadRequest, match=name) as caught:
         ENCODERS["chatml"].encode_chat([{"role": "user", "content": "a"}], None, {name: "x"})

@@ -79,6 +79,12 @@ def test_a_prompt_as_long_as_the_context_is_refused_in_the_words_that_clients_lo
     assert [generate.request_id for generate in mailbox.of_type(Generate)] == ["good"]
 
 
+def test_an_empty_prompt_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ENCODER, "encode_chat", lambda *_, **__: [])
+    (failed,) = serve(tokenize()).of_type(RequestFailed)
+    assert (failed.code.value, failed.param) == ("invalid_value", "messages")
+
+
 def test_a_prompt_that_breaks_the_tokenizer_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ENCODER.encode_chat
 
