@@ -83,7 +83,7 @@ class Launcher:
         self._mailbox = Mailbox(Identity("launcher", 0, 0, run_directory))
         self._children: dict[str, Child] = {}
         self._poll = select.poll()
-        self._signals = _signal_pipe()
+        self._signals = _SignalPipe()
         self._poll.register(self._mailbox.fileno(), select.POLLIN)
         self._poll.register(self._signals, select.POLLIN)
 
@@ -212,10 +212,6 @@ class _SignalPipe:
             return b""
 
 
-def _signal_pipe() -> _SignalPipe:
-    return _SignalPipe()
-
-
 def _has_ended(child: Child) -> bool:
     return child.process.poll() is not None
 
@@ -224,7 +220,7 @@ def _cause_of_death(child: Child) -> str:
     path = last_words_path(child.identity)
     if path.exists():
         return f"failed: {path.read_text()}"
-    status = child.process.returncode
+    status: int = child.process.returncode
     if status < 0:
         return f"was killed by {_signal_name(-status)}"
     return f"exited with status {status}"
@@ -340,16 +336,23 @@ def usable_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return usable
 
 
+def serve() -> int:
+    """Runs one server to its end; returns the exit status, or raises FatalError."""
+    config = flags.parse(sys.argv[1:], usable_environment(os.environ))
+    logs.set_up("launcher", config.launcher.loglevel)
+    check_model_name(config.worker.model.hf_model)
+    listener = open_listener(config.launcher.host, config.launcher.port)
+    port = listener.getsockname()[1]
+    run_directory = open_run_directory(config.launcher.run_directory, port, os.environ)
+    status = Launcher(config, run_directory, listener).run()
+    _remove_leftovers(Path(run_directory))
+    return status
+
+
 def main() -> int:
-    """Runs one server; returns the exit status (see `shared/errors.py`)."""
+    """The boundary of the program: a FatalError is one line and its exit status."""
     try:
-        config = flags.parse(sys.argv[1:], usable_environment(os.environ))
-        logs.set_up("launcher", config.launcher.loglevel)
-        check_model_name(config.worker.model.hf_model)
-        listener = open_listener(config.launcher.host, config.launcher.port)
-        port = listener.getsockname()[1]
-        run_directory = open_run_directory(config.launcher.run_directory, port, os.environ)
-        return Launcher(config, run_directory, listener).run()
+        return serve()
     except FatalError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201 — the one line of a failed start
         return error.exit_status

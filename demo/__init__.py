@@ -1,0 +1,1 @@
+"""The built-in chat model: its data, its training, its evaluation and its weights."""
