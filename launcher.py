@@ -49,6 +49,7 @@ STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the
 LISTEN_BACKLOG = 1024
 # What an earlier run may have left behind; nothing else in a directory is ours to delete.
 _OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)")
+FIRST_EPOCH = 1
 MAX_EPOCH = 9999  # more lives than a room can have before the service gives up
 UNREAD_MILLISECONDS = 60_000  # how long the kernel keeps bytes that a client does not take
 
@@ -101,19 +102,16 @@ class Launcher:
                 return self._fail(dead[0])
 
     def _start_all(self) -> None:
-        for index, (kind, config) in enumerate(self._rooms()):
-            same_kind = [k for k, _ in self._rooms()[:index] if k == kind]
-            self._start(Identity(kind, len(same_kind), 1, self._run_directory), config)
-
-    def _rooms(self) -> list[tuple[str, Any]]:
         config = self._config
         frontend = dataclasses.replace(config.frontend, socket_fd=self._listener.fileno())
-        return [
-            ("frontend", frontend),
-            *[("tokenizer", config.tokenizer)] * config.launcher.tokenizer_processes,
-            ("detokenizer", config.detokenizer),
-            ("worker", config.worker),
-        ]
+        self._start_kind("frontend", frontend, count=1)
+        self._start_kind("tokenizer", config.tokenizer, config.launcher.tokenizer_processes)
+        self._start_kind("detokenizer", config.detokenizer, count=1)
+        self._start_kind("worker", config.worker, count=1)
+
+    def _start_kind(self, kind: str, config: Any, count: int) -> None:
+        for index in range(count):
+            self._start(Identity(kind, index, FIRST_EPOCH, self._run_directory), config)
 
     def _start(self, identity: Identity, config: Any) -> None:
         child = ChildProcess(
@@ -142,29 +140,30 @@ class Launcher:
                 case RoomReady(room, epoch) if self._is_life(room, epoch):
                     self._children[room].is_ready = True
                     self._children[room].max_model_len = message.max_model_len
-                    self._announce_ready(room)
+                    logger.info("%s is ready", room)
                 case _:
                     unexpected(message)
                     continue
             self._publish()
+            if all(child.is_ready for child in self._children.values()):
+                self._announce_ready()
 
     def _is_life(self, room: str, epoch: int) -> bool:
         return room in self._children and self._children[room].identity.epoch == epoch
 
-    def _announce_ready(self, room: str) -> None:
-        logger.info("%s is ready", room)
-        if all(child.is_ready for child in self._children.values()):
-            host, port = self._listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            logger.info("ready: serving %s on http://%s:%d", self._model_name, shown, port)
-
-    @property
-    def _model_name(self) -> str:
-        return self._config.frontend.model_name
+    def _announce_ready(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        model_name = self._config.frontend.model_name
+        logger.info("ready: serving %s on http://%s:%d", model_name, shown, port)
 
     def _publish(self) -> None:
-        """Sends everybody the rooms that can be reached now."""
+        """Sends everybody the rooms that can be reached now.
+
+        The frontends come last: when they admit a request, the rooms behind know each other.
+        """
         started = [child for child in self._children.values() if child.has_started]
+        started.sort(key=lambda child: child.identity.kind == "frontend")
         book = AddressBook(tuple(child.peer for child in started))
         self._mailbox.update_peers(book)
         self._mailbox.broadcast(book)
