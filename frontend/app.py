@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from typing import cast
 
 from litestar import Litestar
 from litestar.datastructures import Headers, MutableScopeHeaders, State
@@ -35,7 +36,18 @@ def build_app(service: Service) -> ASGIApp:
         openapi_config=None,
         logging_config=None,
     )
-    return _with_request_id(litestar)
+    return _with_request_id(_with_head(litestar))
+
+
+def _with_head(app: ASGIApp) -> ASGIApp:
+    """Whatever answers GET answers HEAD; uvicorn, which knows the true method, sends no body."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD":
+            scope = cast("Scope", {**scope, "method": "GET"})
+        await app(scope, receive, send)
+
+    return call
 
 
 def _with_request_id(app: ASGIApp) -> ASGIApp:

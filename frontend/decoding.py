@@ -14,7 +14,6 @@ from shared.errors import BadRequest, ErrorCode
 _MAX_QUOTED_CHARACTERS = 200
 _T = TypeVar("_T")
 
-_PATH = re.compile(r" - at `\$(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(.+)`$")
 _WRONG_TYPE = re.compile(r"^Expected `(.+)`, got `(.+)`$")
 _OUT_OF_RANGE = re.compile(r"^Expected `(.+)` (of length [<>]= .+|[<>]=? .+)$")
@@ -53,9 +52,7 @@ def quoted(text: str) -> str:
 
 
 def _bad_request(complaint: str) -> BadRequest:
-    path = _PATH.search(complaint)
-    what = complaint[: path.start()] if path else complaint
-    param = path[1].replace("[...]", "").lstrip(".") if path else ""
+    what, param = _split(complaint)
     if match := _MISSING.match(what):
         param = f"{param}.{match[1]}".lstrip(".")
         sentence = f"Missing required parameter: '{param}'."
@@ -66,6 +63,16 @@ def _bad_request(complaint: str) -> BadRequest:
     if match := _OUT_OF_RANGE.match(what):
         return _out_of_range(param, match[1], match[2])
     return BadRequest(f"Invalid value for '{param}': {quoted(what)}.", param)
+
+
+def _split(complaint: str) -> tuple[str, str]:
+    """What is wrong, and the path of the field where it is; "" for the whole body."""
+    # The last one: the complaint may quote the caller, who may write such a path too.
+    what, mark, path = complaint.rpartition(" - at `$")
+    if not mark:
+        return complaint, ""
+    param = path.removesuffix("`").replace("[...]", "").lstrip(".")
+    return what, param[:_MAX_QUOTED_CHARACTERS]
 
 
 def _out_of_range(param: str, kind: str, limit: str) -> BadRequest:

@@ -16,7 +16,7 @@ from frontend.ledger import Abandoned, Entry, Ledger, Life
 from frontend.meter import Meter
 from frontend.metrics import Metrics
 from frontend.translate import Prompt
-from shared.errors import ErrorCode, RequestError
+from shared.errors import ErrorCode, RequestError, WireError
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
@@ -157,8 +157,19 @@ class EngineClient:
         while (taken := self._dispatch.take(self._lives)) is not None:
             tokenizer, command = taken
             self._ledger.start_tokenising(command.request_id, tokenizer)
-            if not self._mailbox.send(tokenizer.room, command):
-                self._ledger.fail(command.request_id, _engine_dead(tokenizer.room))
+            error = self._send_prompt(tokenizer, command)
+            if error is not None:
+                self._ledger.fail(command.request_id, error)
+
+    def _send_prompt(self, tokenizer: Life, command: Tokenize) -> RequestError | None:
+        """Why the prompt could not be sent, if so."""
+        try:
+            is_sent = self._mailbox.send(tokenizer.room, command)
+        except WireError as error:
+            logger.error("%s cannot be sent", command.request_id, exc_info=error)  # noqa: TRY400
+            self._dispatch.grant(tokenizer, 1)  # nothing arrived that would give the credit back
+            return RequestError(ErrorCode.INTERNAL, "The server could not pass the request on.")
+        return None if is_sent else _engine_dead(tokenizer.room)
 
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────
 

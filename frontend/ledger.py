@@ -133,7 +133,11 @@ class Ledger:
         return self._take_rows((entry.request_id, row) for row in early)
 
     def add_text(self, produced: TextProduced) -> list[Abandoned]:
-        """Takes one step's text; a row of another worker's life or a gap ends its request."""
+        """Takes one step's text; a row of another worker's life or a gap ends its request.
+
+        A worker that goes on with a request that is not open is owed an `Abort` as well: it may
+        have forgotten an earlier one.
+        """
         return self._take_rows(_rows(produced))
 
     def fail(self, request_id: str, error: RequestError) -> None:
@@ -171,12 +175,14 @@ class Ledger:
         return self._abandon(list(self._entries.values()), error)
 
     def _take_rows(self, rows: Iterable[tuple[str, _Row]]) -> list[Abandoned]:
-        abandoned: list[Abandoned] = []
+        abandoned: dict[str, Abandoned] = {}  # by request: each is told once
         for request_id, row in rows:
             entry = self._entries.get(request_id)
             if entry is not None:
-                abandoned += self._take_row(entry, row)
-        return abandoned
+                abandoned |= {orphan.request_id: orphan for orphan in self._take_row(entry, row)}
+            elif row.end is None:
+                abandoned.setdefault(request_id, Abandoned(request_id, (row.worker.room,)))
+        return list(abandoned.values())
 
     def _take_row(self, entry: Entry, row: _Row) -> list[Abandoned]:
         if entry.state is State.TOKENISING:

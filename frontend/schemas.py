@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 MAX_MESSAGES = 1024
+MAX_PARTS = 1024  # of a message; templates take their time with many small things
+MAX_TOOL_CALLS = 128  # of a message
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 _INT64 = 2**63
@@ -43,9 +45,9 @@ class ChatMessage(Struct, frozen=True):
     """One message of the conversation."""
 
     role: Role
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Meta(max_length=MAX_PARTS)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOL_CALLS)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None

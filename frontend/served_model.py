@@ -15,14 +15,15 @@ class ServedModel:
 
     def __init__(self, config: FrontendConfig, created: int) -> None:
         self.name = config.model_name
-        hub_id = config.model.hf_model
-        last_part = hub_id.rstrip("/").rpartition("/")[2]
-        self.names = _GENERIC_NAMES | {self.name, hub_id, last_part}
+        id_or_path = config.model.hf_model.strip("/")
+        last_part = id_or_path.rpartition("/")[2]
+        self._names = _GENERIC_NAMES | {self.name.strip("/"), id_or_path, last_part}
         self._created = created
 
     def require(self, name: str) -> None:
         """Raises RequestError when the caller means another model."""
-        if name not in self.names:
+        # A path in a URL loses slashes at its ends, so they make no difference.
+        if name.strip("/") not in self._names:
             raise RequestError(
                 ErrorCode.MODEL_NOT_FOUND,
                 f"The model {quoted(name)} does not exist or you do not have access to it.",

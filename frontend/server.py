@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from frontend.app import build_app
+from frontend.connection import LimitedProtocol
 from frontend.engine_client import EngineClient
 from frontend.health import Health
 from frontend.metrics import Metrics
@@ -107,7 +108,7 @@ class _Server(uvicorn.Server):
 def _uvicorn_config(service: Service) -> uvicorn.Config:
     return uvicorn.Config(
         build_app(service),
-        http="httptools",
+        http=LimitedProtocol,
         loop="uvloop",
         ws="none",
         lifespan="off",

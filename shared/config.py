@@ -93,7 +93,9 @@ class FrontendConfig:
     identity: Identity = NOBODY
     socket_fd: int = -1  # the listening socket, held by the launcher
     model: ModelConfig = ModelConfig()
-    served_model_name: str = flag("", "the model's name in the API; default: as in --hf-model")
+    served_model_name: str = flag(
+        "", "the model's name in the API; default: as in --hf-model, of a path its last part"
+    )
     max_concurrent: int = _max_concurrent()
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
@@ -106,8 +108,12 @@ class FrontendConfig:
 
     @property
     def model_name(self) -> str:
-        """The model's id in the API."""
-        return self.served_model_name or self.model.hf_model
+        """The model's id in the API: of a path only the last part, a Hub id whole."""
+        hf_model = self.model.hf_model
+        if self.served_model_name or not hf_model.startswith(("/", ".", "~")):
+            return self.served_model_name or hf_model
+        path = Path(hf_model)
+        return path.name if path.name.strip(".") else path.resolve().name  # `.` and `..`
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class ErrorCode(StrEnum):
     EMPTY_ARRAY = "empty_array"
     CONTEXT_LENGTH = "context_length_exceeded"
     TOO_LARGE = "request_too_large"
+    HEADERS_TOO_LARGE = "headers_too_large"
     MEDIA_TYPE = "unsupported_media_type"
     MODEL_NOT_FOUND = "model_not_found"
     UNKNOWN_URL = "unknown_url"
@@ -63,6 +64,7 @@ FAILURES: dict[ErrorCode, Failure] = {
     ErrorCode.EMPTY_ARRAY: Failure(400, _INVALID),
     ErrorCode.CONTEXT_LENGTH: Failure(400, _INVALID),
     ErrorCode.TOO_LARGE: Failure(413, _INVALID),
+    ErrorCode.HEADERS_TOO_LARGE: Failure(431, _INVALID),
     ErrorCode.MEDIA_TYPE: Failure(415, _INVALID),
     ErrorCode.MODEL_NOT_FOUND: Failure(404, _INVALID),
     ErrorCode.UNKNOWN_URL: Failure(404, _INVALID),

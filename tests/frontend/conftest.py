@@ -47,13 +47,15 @@ class RunningServer:
         return sum(float(x.split()[-1]) for x in text.splitlines() if x.startswith(f"{name}{{"))
 
 
-def start_server(*, max_concurrent: int = 8, stall_timeout: float = 60.0) -> RunningServer:
+def start_server(
+    *, model: str = MODEL, max_concurrent: int = 8, stall_timeout: float = 60.0
+) -> RunningServer:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     mailbox = ScriptedMailbox()
     config = FrontendConfig(
         socket_fd=listener.detach(),
-        model=ModelConfig(hf_model=MODEL),
+        model=ModelConfig(hf_model=model),
         max_concurrent=max_concurrent,
         stall_timeout=stall_timeout,
     )

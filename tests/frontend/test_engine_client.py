@@ -11,7 +11,7 @@ from frontend.generation import Generation
 from frontend.health import Health, Problem
 from frontend.metrics import Metrics
 from frontend.translate import Prompt
-from shared.errors import ErrorCode, RequestError
+from shared.errors import ErrorCode, RequestError, WireError
 from shared.messages import (
     Abort,
     CreditGranted,
@@ -193,6 +193,27 @@ def test_a_send_that_fails(bench: Bench) -> None:
     bench.mailbox.unreachable.add("tokenizer-0")
     with bench.submit() as generation:
         assert failure(generation) is ErrorCode.ENGINE_DEAD
+
+
+def test_a_prompt_that_does_not_fit_the_wire(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def send(room: str, message: Message) -> bool:
+        raise WireError("Tokenize: too many bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.mailbox, "send", send)
+        for _ in range(9):  # one more than there is credit
+            with bench.submit() as generation:
+                assert failure(generation) is ErrorCode.INTERNAL
+    assert bench.value("transformers_openai_api:open_requests") == 0
+    bench.submit()
+    assert len(bench.tokenised()) == 1
+
+
+def test_a_worker_that_goes_on_for_nobody_is_told_again(bench: Bench) -> None:
+    bench.arrive(make_text("gone", 5, "a"))
+    assert bench.mailbox.sent == [("worker-0", Abort("gone"))]
+    bench.arrive(make_text("gone", 6, "b", finish="stop"))
+    assert len(bench.mailbox.sent) == 1
 
 
 def test_leaving_aborts_where_it_runs(bench: Bench) -> None:

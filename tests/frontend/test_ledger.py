@@ -73,6 +73,16 @@ def test_a_lost_part_fails_the_request_and_tells_the_worker(text: TextProduced) 
     assert "lost a part of the answer" in events[-1].error.message
 
 
+def test_a_request_that_is_not_open_is_abandoned_once_a_message() -> None:
+    ledger = Ledger()
+    assert ledger.add_text(make_text("r", 3, "a", finish="length")) == []
+    twice = TextProduced(0, 1, ("r", "r"), (3, 4), ("a", "b"), (4, 5), ())
+    assert ledger.add_text(twice) == [Abandoned("r", ("worker-0",))]
+    events = running(ledger)
+    assert ledger.add_text(twice) == [Abandoned("r", ("worker-0",))]  # a gap, then unknown
+    assert isinstance(events[-1], Failed)
+
+
 def test_deadline() -> None:
     ledger = Ledger()
     early, late = open_entry(ledger, "early", 5.0), open_entry(ledger, "late", 6.0)

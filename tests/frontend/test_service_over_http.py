@@ -12,7 +12,7 @@ import pytest
 from frontend.version import VERSION
 from shared.errors import ErrorCode
 from shared.messages import CreditGranted, Stop
-from tests.frontend.conftest import RunningServer, start_server
+from tests.frontend.conftest import RunningServer, start_server, stop_server
 from tests.frontend.fakes import MAX_MODEL_LEN, make_book, make_report
 from tests.waiting import wait_until
 
@@ -37,6 +37,33 @@ def test_one_model_by_the_official_client(ready: RunningServer) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         ready.openai.models.retrieve("org/other")
     assert caught.value.code == "model_not_found"
+
+
+def test_one_model_by_its_path() -> None:
+    running = start_server(model="/srv/models/tiny")
+    try:
+        assert running.http.get("/v1/models").json()["data"][0]["id"] == "tiny"
+        assert "/srv" not in running.http.get("/metrics").text
+        assert running.openai.models.retrieve("/srv/models/tiny").id == "tiny"
+        for path in ("tiny", "srv/models/tiny", "/srv/models/tiny", "%2Fsrv%2Fmodels%2Ftiny"):
+            assert running.http.get(f"/v1/models/{path}").json()["id"] == "tiny"
+    finally:
+        stop_server(running)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/ready", "/live", "/metrics", "/v1/models", "/v1/models/tiny"]
+)
+def test_head_is_get_without_a_body(ready: RunningServer, path: str) -> None:
+    whole, head = ready.http.get(path), ready.http.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert "content-length" in head.headers
+    assert ready.http.get("/live").json() == {"status": "ok"}  # on the same connection
+
+
+def test_head_is_not_post(ready: RunningServer) -> None:
+    assert ready.http.head("/v1/chat/completions").status_code == 405
 
 
 def test_unknown_paths_and_methods(ready: RunningServer) -> None:

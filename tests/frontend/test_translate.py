@@ -1,12 +1,14 @@
 """Bodies to prompts; bad ones to 400 with the path of the fault."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from frontend import translate
 from frontend.fields import NEUTRAL_VALUES, OBEYED, WITHOUT_EFFECT
+from frontend.schemas import MAX_PARTS, MAX_TOOL_CALLS
 from frontend.served_model import ServedModel
 from shared import wire
 from shared.config import FrontendConfig, ModelConfig
@@ -15,6 +17,7 @@ from shared.messages import Tokenize
 
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
 HELLO = [{"role": "user", "content": "hello"}]
+PART = {"type": "text", "text": "x"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
 
 
@@ -166,6 +169,16 @@ BAD_BODIES = [
     ),
     ({"messages": [{"role": "user"}]}, "messages[0].content", ErrorCode.MISSING_PARAMETER),
     (
+        {"messages": [{"role": "user", "content": [PART] * (MAX_PARTS + 1)}]},
+        "messages[0].content",
+        ErrorCode.INVALID_VALUE,
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [CALL] * (MAX_TOOL_CALLS + 1)}]},
+        "messages[0].tool_calls",
+        ErrorCode.INVALID_VALUE,
+    ),
+    (
         {"messages": [{"role": "user", "content": 123}]},
         "messages[0].content",
         ErrorCode.INVALID_TYPE,
@@ -289,15 +302,54 @@ def test_what_is_not_json(body: bytes) -> None:
     assert len(caught.value.message) < 350
 
 
-def test_echoed_input_is_bounded() -> None:
+@pytest.mark.parametrize("text", ["w", " - at `$", " - at `$.stop`"])
+def test_echoed_input_is_bounded(text: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        chat(messages=[{"role": "w" * 100_000, "content": "x"}])
+        chat(messages=[{"role": text * 100_000, "content": "x"}])
     assert len(caught.value.message) < 350
+    assert caught.value.param == "messages[0].role"
 
 
 @pytest.mark.parametrize("name", ["org/tiny", "tiny", "model", "base"])
 def test_model_names(name: str) -> None:
     assert chat(model=name) == chat()
+
+
+def test_as_many_parts_and_calls_as_are_allowed() -> None:
+    parts, calls = [PART] * MAX_PARTS, [CALL] * MAX_TOOL_CALLS
+    (message,) = chat(
+        messages=[{"role": "assistant", "content": parts, "tool_calls": calls}]
+    ).prompt.messages
+    assert (len(message["content"]), len(message["tool_calls"])) == (MAX_PARTS, MAX_TOOL_CALLS)
+
+
+@pytest.mark.parametrize(
+    ("hf_model", "name"),
+    [
+        ("demo", "demo"),
+        ("org/tiny", "org/tiny"),
+        ("/srv/models/tiny", "tiny"),
+        ("/srv/models/tiny/", "tiny"),
+        ("./tiny", "tiny"),
+        ("../models/tiny", "tiny"),
+        ("~/tiny", "tiny"),
+        (".", Path.cwd().name),
+        ("./..", Path.cwd().parent.name),
+    ],
+)
+def test_a_path_is_shown_by_its_last_part(hf_model: str, name: str) -> None:
+    config = FrontendConfig(model=ModelConfig(hf_model=hf_model))
+    model = ServedModel(config, created=1)
+    assert model.card(None)["id"] == config.model_name == name
+    for alias in (hf_model, hf_model.strip("/"), name, "model"):
+        model.require(alias)
+
+
+def test_a_name_of_its_own_is_shown_whole() -> None:
+    model = ServedModel(FrontendConfig(model=ModelConfig("/srv/x"), served_model_name="/a/b"), 1)
+    assert model.name == "/a/b"
+    for alias in ("/a/b", "/srv/x", "x"):
+        model.require(alias)
 
 
 def test_unknown_model() -> None:
