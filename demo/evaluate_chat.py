@@ -102,7 +102,7 @@ def main() -> int:
     """Read the arguments and evaluate; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=CHAT_FOLDER, help="the model to ask")
-    parser.add_argument("--num-tasks", type=int, default=40, help="questions per skill")
+    parser.add_argument("--num-tasks", type=int, default=200, help="questions per skill")
     parser.add_argument("--seed", type=int, default=0, help="of the questions")
     parser.add_argument("--show-errors", action="store_true", help="print the wrong replies")
     arguments = parser.parse_args()

@@ -14,6 +14,7 @@ from demo.evaluate_chat import REQUIRED_ACCURACY, ChatModel, accuracy
 from demo.everyday import FACTS
 from demo.task import Dialogue, assistant, user
 
+NUM_TASKS = 200  # the figures of demo/README.md
 WEATHER = {
     "type": "function",
     "function": {
@@ -34,7 +35,7 @@ def chat() -> Iterator[ChatModel]:
 
 @pytest.mark.parametrize("skill", SKILLS)
 def test_held_out_accuracy(chat: ChatModel, skill: str) -> None:
-    graded = chat.grade(held_out_tasks(skill, 20, seed=1))
+    graded = chat.grade(held_out_tasks(skill, NUM_TASKS, seed=0))
     wrong = [(one.prompt, one.reply) for one in graded if not one.is_right]
     assert accuracy(graded) >= REQUIRED_ACCURACY, wrong
 
