@@ -394,9 +394,7 @@ def test_a_scattered_pool_is_used_to_the_last_block() -> None:
 
 
 def test_the_same_calls_make_the_same_plans() -> None:
-    def plans() -> list[StepPlan]:
-        scheduler = make_scheduler(max_tokens_per_step=8)
+    schedulers = [make_scheduler(max_tokens_per_step=8) for _ in range(2)]
+    for scheduler in schedulers:
         add(scheduler, *(make_sequence(name, 11, max_tokens=4) for name in "abcdef"))
-        return run_to_end(scheduler)
-
-    assert plans() == plans()
+    assert run_to_end(schedulers[0]) == run_to_end(schedulers[1])

@@ -1,0 +1,96 @@
+"""A worker on a formula, with a detokenizer and frontends that a test plays."""
+
+from dataclasses import dataclass
+
+from gpu_worker.intake import IntakeLimits
+from gpu_worker.worker import Worker
+from scheduler.plan import StepPlan, StepResult
+from shared.messages import (
+    Generate,
+    Message,
+    SequenceEnded,
+    TextStart,
+    TokensSampled,
+)
+from tests.builders import END_TOKEN, GREEDY
+from tests.fakes import (
+    FakeMailbox,
+    FormulaRunner,
+    ManualClock,
+    formula_answer,
+)
+
+EPOCH = 3
+LIMITS = IntakeLimits(max_model_len=256, vocab_size=100, end_token_ids=frozenset({END_TOKEN}))
+MICROSLEEP_SECONDS = 0.001
+STEP_SECONDS = 0.01
+
+
+@dataclass
+class Stage:
+    """A worker and everything it talks to."""
+
+    worker: Worker
+    mailbox: FakeMailbox
+    runner: FormulaRunner
+
+    def run(self, *messages: Message) -> None:
+        """Lets these arrive together, and runs until nothing is left to do."""
+        self.mailbox.deliver(*messages)
+        self.worker.run()
+        self.worker.scheduler.check()
+
+    def run_with(self, message: Message, *later: Message, step: int) -> None:
+        """Lets the others arrive while this step is computed."""
+        self.mailbox.deliver(message)
+        self.mailbox.deliver(*later, at=(step - 0.5) * STEP_SECONDS)
+        self.run()
+
+    @property
+    def steps(self) -> list[TokensSampled]:
+        """What the detokenizer was told."""
+        return self.mailbox.of_type(TokensSampled)
+
+    @property
+    def starts(self) -> list[TextStart]:
+        """Every text that the detokenizer was asked to begin."""
+        return [start for step in self.steps for start in step.started]
+
+    @property
+    def ends(self) -> list[SequenceEnded]:
+        """Every end that the detokenizer was told."""
+        return [end for step in self.steps for end in step.ended]
+
+    def answer(self, request_id: str) -> list[int]:
+        """The request's tokens, whose numbers have no gap."""
+        rows = [
+            (seq, token_id)
+            for step in self.steps
+            for name, seq, token_id in zip(step.request_ids, step.seqs, step.token_ids, strict=True)
+            if name == request_id
+        ]
+        assert [seq for seq, _ in rows] == list(range(len(rows)))
+        return [token_id for _, token_id in rows]
+
+
+class SlowRunner(FormulaRunner):
+    """A formula that takes its time."""
+
+    def __init__(self, clock: ManualClock, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self._clock = clock
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self._clock.advance(STEP_SECONDS)
+        return super().execute(plan)
+
+
+def generate(request_id: str, *prompt: int, max_tokens: int = 3, frontend: int = 0) -> Generate:
+    """A request whose prompt, unless given, is 10, 11, 12."""
+    text = TextStart(request_id, frontend, prompt[-2:], ("stop",))
+    return Generate(request_id, prompt or (10, 11, 12), max_tokens, GREEDY, text)
+
+
+def expected_answer(message: Generate) -> list[int]:
+    """What the formula answers."""
+    return formula_answer(message.prompt_token_ids, message.max_tokens, LIMITS.end_token_ids)

@@ -1,0 +1,210 @@
+"""When the worker waits, how far it runs ahead, and what it reports of its load."""
+
+import dataclasses
+
+import pytest
+
+from gpu_worker.reporting import BUSY_INTERVAL_SECONDS, IDLE_INTERVAL_SECONDS
+from gpu_worker.worker import DETOKENIZER, MAX_UNACKNOWLEDGED_STEPS
+from shared.messages import (
+    Abort,
+    CreditGranted,
+    StepsAcknowledged,
+    WorkerReported,
+)
+from tests.builders import GREEDY
+from tests.fakes import (
+    SHUTDOWN,
+)
+from tests.gpu_worker.stage import (
+    EPOCH,
+    MICROSLEEP_SECONDS,
+    STEP_SECONDS,
+    Stage,
+    expected_answer,
+    generate,
+)
+
+
+def many_steps(stage: Stage) -> int:
+    """Delivers a request of far more steps than may be unacknowledged; returns their number."""
+    prompts = ((a, b) for a in range(10, 40) for b in range(10, 40))
+    messages = (generate("r", *prompt, max_tokens=200) for prompt in prompts)
+    message = next(m for m in messages if len(expected_answer(m)) > 2 * MAX_UNACKNOWLEDGED_STEPS)
+    stage.mailbox.deliver(message)
+    return len(expected_answer(message))
+
+
+def test_it_stops_planning_when_the_detokenizer_is_behind_and_goes_on_after_it(
+    stage: Stage,
+) -> None:
+    num_steps = many_steps(stage)
+    num_planned: list[int] = []
+
+    def acknowledge(timeout_seconds: float | None) -> None:
+        if timeout_seconds != IDLE_INTERVAL_SECONDS:
+            return
+        num_planned.append(len(stage.runner.plans))
+        if num_planned[-1] == num_steps:
+            stage.mailbox.stop = SHUTDOWN
+        else:
+            stage.mailbox.deliver(StepsAcknowledged(EPOCH, num_planned[-1] - 10))
+
+    stage.mailbox.when_waiting = acknowledge
+    stage.run()
+    room = MAX_UNACKNOWLEDGED_STEPS - 10
+    assert num_planned == [*range(MAX_UNACKNOWLEDGED_STEPS, num_steps, room), num_steps]
+
+
+@pytest.mark.parametrize(
+    "stale", [StepsAcknowledged(EPOCH - 1, 10**6), StepsAcknowledged(EPOCH, 0)]
+)
+def test_only_its_own_new_acknowledgements_let_it_go_on(
+    stage: Stage, stale: StepsAcknowledged
+) -> None:
+    many_steps(stage)
+    num_waits = 0
+
+    def acknowledge(timeout_seconds: float | None) -> None:
+        nonlocal num_waits
+        num_waits += 1
+        assert len(stage.runner.plans) in (0, MAX_UNACKNOWLEDGED_STEPS)
+        stage.mailbox.deliver(stale)
+        if num_waits > 5:
+            stage.mailbox.stop = SHUTDOWN
+
+    stage.mailbox.when_waiting = acknowledge
+    stage.run()
+    assert num_waits == 6
+
+
+def test_an_old_acknowledgement_does_not_take_a_newer_one_back(stage: Stage) -> None:
+    newest = StepsAcknowledged(EPOCH, 50)
+    stage.run(newest, StepsAcknowledged(EPOCH, 20))
+    assert stage.worker._num_acknowledged == 50
+
+
+def test_aborts_are_heard_while_the_detokenizer_is_behind(stage: Stage) -> None:
+    many_steps(stage)
+
+    def abort(_: float | None) -> None:
+        is_behind = len(stage.runner.plans) == MAX_UNACKNOWLEDGED_STEPS
+        if is_behind and not stage.worker.scheduler.is_idle:
+            stage.mailbox.deliver(Abort("r"))
+        elif is_behind:
+            assert stage.worker.scheduler.pool.num_used == 0
+            stage.mailbox.stop = SHUTDOWN
+
+    stage.mailbox.when_waiting = abort
+    stage.run()
+    assert len(stage.runner.plans) == MAX_UNACKNOWLEDGED_STEPS
+
+
+def test_a_stop_ends_it_though_the_detokenizer_is_behind(stage: Stage) -> None:
+    many_steps(stage)
+    stage.run()
+    assert stage.mailbox.stop == SHUTDOWN
+
+
+def test_companions_of_the_first_arrival_share_its_first_step(stage: Stage) -> None:
+    stage.mailbox.deliver(generate("a", 20))
+    stage.mailbox.deliver(generate("b", 21), at=0.9 * MICROSLEEP_SECONDS)
+    stage.mailbox.deliver(generate("c", 22), at=1.1 * MICROSLEEP_SECONDS)
+    stage.run()
+    assert stage.steps[0].request_ids == ("a", "b")
+    assert stage.steps[1].request_ids == ("a", "b", "c")
+
+
+def test_the_wait_for_companions_is_short(stage: Stage) -> None:
+    waits: list[float | None] = []
+    stop_when_done = stage.mailbox.when_waiting
+
+    def note(timeout_seconds: float | None) -> None:
+        if timeout_seconds != IDLE_INTERVAL_SECONDS:
+            waits.append(timeout_seconds)
+        stop_when_done(timeout_seconds)
+
+    stage.mailbox.when_waiting = note
+    stage.run(generate("a"))
+    assert waits == [pytest.approx(MICROSLEEP_SECONDS)]
+
+
+def test_a_busy_worker_never_waits(stage: Stage) -> None:
+    stage.run(generate("a", max_tokens=9))
+    busy_seconds = len(stage.runner.plans) * STEP_SECONDS
+    assert stage.mailbox.clock.now == pytest.approx(
+        busy_seconds + MICROSLEEP_SECONDS + IDLE_INTERVAL_SECONDS
+    )
+
+
+def reports(stage: Stage, frontend: str = "frontend-0") -> list[WorkerReported]:
+    """What a frontend was told of the load."""
+    sent = stage.mailbox.sent
+    return [m for room, m in sent if room == frontend and isinstance(m, WorkerReported)]
+
+
+def test_the_load_falls_to_nothing_at_rest(stage: Stage) -> None:
+    messages = tuple(generate(f"r-{n}", 20 + n, 5, max_tokens=6) for n in range(6))
+    stage.run(*messages)
+    last = reports(stage)[-1]
+    assert (last.num_running, last.num_waiting, last.num_used_blocks) == (0, 0, 0)
+    assert last.num_blocks == 64
+    assert (last.worker_id, last.epoch) == (0, EPOCH)
+    assert last.step == len(stage.runner.plans)
+    assert last.num_prompt_tokens == sum(len(m.prompt_token_ids) for m in messages)
+    assert last.num_generated_tokens == sum(len(expected_answer(m)) for m in messages)
+    assert last.num_mixed_steps == stage.runner.num_mixed
+
+
+def test_every_frontend_is_told(stage: Stage) -> None:
+    stage.run(generate("r"))
+    assert reports(stage, "frontend-0") == reports(stage, "frontend-1") != []
+
+
+def test_a_busy_worker_reports_a_few_times_a_second(stage: Stage) -> None:
+    many_steps(stage)
+    stage.run()
+    busy = [report for report in reports(stage) if report.num_running]
+    busy_seconds = MAX_UNACKNOWLEDGED_STEPS * STEP_SECONDS
+    assert 2 <= len(busy) <= busy_seconds / BUSY_INTERVAL_SECONDS + 2
+
+
+def test_an_idle_worker_still_reports(stage: Stage) -> None:
+    num_waits = 0
+
+    def stay_idle(_: float | None) -> None:
+        nonlocal num_waits
+        num_waits += 1
+        if num_waits == 5:
+            stage.mailbox.stop = SHUTDOWN
+
+    stage.mailbox.when_waiting = stay_idle
+    stage.run()
+    assert len(reports(stage)) == 5
+
+
+def test_a_detokenizer_that_is_gone_does_not_stop_the_loop(stage: Stage) -> None:
+    stage.mailbox.unreachable.add(DETOKENIZER)
+    stage.run(generate("r"))
+    assert stage.worker.scheduler.is_idle
+    assert stage.steps == []
+
+
+def test_a_message_for_somebody_else_is_ignored(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.run(CreditGranted("tokenizer-0", 1, 1), generate("r"))
+    assert "CreditGranted" in caplog.text
+    assert stage.answer("r") == expected_answer(generate("r"))
+
+
+def test_a_leak_is_found_when_the_worker_comes_to_rest(stage: Stage) -> None:
+    stage.worker.scheduler.pool.allocate(1)
+    with pytest.raises(AssertionError, match="used blocks"):
+        stage.worker.run()
+
+
+def test_a_prompts_settings_reach_the_runner(stage: Stage) -> None:
+    sampling = dataclasses.replace(GREEDY, seed=77)
+    stage.run(dataclasses.replace(generate("r"), sampling=sampling))
+    assert [a.sampling for plan in stage.runner.plans for a in plan.admissions] == [sampling]
