@@ -6,7 +6,6 @@ import json
 import logging
 import select
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -170,6 +169,13 @@ def test_empty_lines_do_not_hold_an_idle_connection(
         assert read_to_end(client) == b""
 
 
+def assert_silent(client: socket.socket, seconds: float) -> None:
+    """The connection stays open and brings nothing for so long."""
+    client.settimeout(seconds)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+
+
 def test_what_has_arrived_has_no_deadline(
     ready: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,14 +186,12 @@ def test_what_has_arrived_has_no_deadline(
     with connected(ready) as client:
         client.sendall(GET + b"\r\n")
         read_until(client, b'{"status":"ok"}')
-        time.sleep(2 * SHORT)
+        assert_silent(client, 2 * SHORT)
         num_before = len(ready.mailbox.requests)
         client.sendall(POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         wait_until(lambda: len(ready.mailbox.requests) > num_before, 5)
         client.sendall(b"\r\n")
-        client.settimeout(2 * SHORT)
-        with pytest.raises(TimeoutError):
-            client.recv(1)
+        assert_silent(client, 2 * SHORT)
 
 
 def test_no_deadline_while_we_do_not_read(
