@@ -6,10 +6,14 @@ ARGS ?=
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# What a GPU machine's own Python, which brings torch and transformers, may lack of ours;
+# and hqq, which is pure Python and comes as source.
+GPU_PACKAGES := msgspec|orjson|pyzmq|setproctitle|termcolor
+GPU_PYTHON := 3.12
 PACKAGES := frontend tokenizer_proc scheduler gpu_worker shared demo benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow lint format types imports docs check clean
+.PHONY: help install serve test test-slow lint format types imports docs check bench-gpu gpu-wheels clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +55,24 @@ docs: install  ## write the generated table of docs/flags.md anew
 
 check: lint types imports test  ## all of the above: run it before a push
 
+# The machine's own Python, if it has torch, with the wheels of `make gpu-wheels`; else .venv.
+bench-gpu:  ## correctness and speed on a CUDA device, into benchmarks/results (ARGS="--stages decode")
+	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && python="$(PYTHON)" && \
+	if ! $$python -c 'import sys, importlib.util as u; sys.exit(not u.find_spec("torch"))'; then \
+	  python=$(PY); \
+	elif ls .whl/*.whl >/dev/null 2>&1; then \
+	  $$python -m pip install --quiet --no-index --no-deps --no-compile --target "$$site" .whl/*.whl; \
+	fi && PYTHONPATH="$$site" $$python -m benchmarks.bench_gpu $(ARGS)
+
+gpu-wheels: install  ## into .whl: what a GPU machine without a network lacks to run the worker
+	rm -rf .whl
+	$(PY) -m pip download --quiet --no-deps --only-binary=:all: --dest .whl \
+	  --python-version $(GPU_PYTHON) --implementation cp --platform manylinux2014_x86_64 \
+	  $(foreach glibc,12 17 24 26 27 28 31 34,--platform manylinux_2_$(glibc)_x86_64) \
+	  $$(sed -nE 's/^($(GPU_PACKAGES))(==[^ ]+).*/\1\2/p' requirements.txt)
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir .whl \
+	  $$(sed -nE 's/^(hqq==[^ ]+).*/\1/p' requirements.txt)
+
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
+	rm -rf $(VENV) .whl .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -46,6 +46,7 @@ logger = logging.getLogger("launcher")
 ROOT = Path(__file__).resolve().parent
 PROGRAM = "transformers-openai-api"
 STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the other rooms
+PROFILE_SECONDS = 60.0  # for the worker to write what --torch-profiling has recorded
 LISTEN_BACKLOG = 1024
 # What an earlier run may have left behind; nothing else in a directory is ours to delete.
 _OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)")
@@ -179,13 +180,14 @@ class Launcher:
         """Ends the frontends first, so that open requests get their error, then the rest."""
         frontends = [c for c in self._children.values() if c.identity.kind == "frontend"]
         others = [c for c in self._children.values() if c.identity.kind != "frontend"]
-        for children in (frontends, others):
+        others_seconds = PROFILE_SECONDS if self._config.worker.torch_profiling else STOP_SECONDS
+        for children, seconds in ((frontends, STOP_SECONDS), (others, others_seconds)):
             for child in children:
                 if child.is_ready:
                     self._mailbox.send(child.identity.room, stop)
                 else:
                     child.process.kill()  # it loads, does not listen, and holds no request
-            _wait_or_kill(children, time.monotonic() + STOP_SECONDS)
+            _wait_or_kill(children, time.monotonic() + seconds)
 
 
 class _SignalPipe:

@@ -20,10 +20,11 @@ def step_messages(num_sequences: int) -> list[Message]:
     """What one decode step of so many sequences sends."""
     ids = tuple(f"chatcmpl-{index:032x}" for index in range(num_sequences))
     numbers = tuple(range(num_sequences))
+    first = (0,) * num_sequences  # everybody asked for one answer
     texts = (" word",) * num_sequences
     return [
-        TokensSampled(0, 1, 7, (), ids, numbers, numbers, ()),
-        TextProduced(0, 1, ids, numbers, texts, numbers, ()),
+        TokensSampled(0, 1, 7, (), ids, first, numbers, numbers, ()),
+        TextProduced(0, 1, ids, first, numbers, texts, numbers, ()),
     ]
 
 

@@ -54,7 +54,12 @@ class ChatDelivery:
 
     async def _stream(self, generation: Generation, head: Head, send: Send) -> None:
         prompt_tokens = await generation.accepted()
-        chunks = ChatStream(head, prompt_tokens, include_usage=self._chat.include_usage)
+        chunks = ChatStream(
+            head,
+            prompt_tokens,
+            num_choices=self._chat.prompt.num_choices,
+            include_usage=self._chat.include_usage,
+        )
         await _start(send, self._headers(_STREAM_HEADERS))
         await _write(send, chunks.opening(), is_last=False)
         while not chunks.is_over:

@@ -69,13 +69,13 @@ class EngineClient:
 
     def submit(self, prompt: Prompt) -> Generation:
         """Admits a request and starts it, or raises RequestError; use the result in a `with`."""
-        problem = self._admission_problem()
+        problem = self._admission_problem(prompt.num_choices)
         if problem is not None:
             self._metrics.refused(problem.error.code).inc()
             raise problem.error
         generation = Generation(f"chatcmpl-{uuid.uuid4().hex}", self._release)
         worker = self._ready_life("worker")
-        self._ledger.open(self._entry(generation, worker))
+        self._ledger.open(self._entry(generation, worker, prompt.num_choices))
         self._dispatch.add(self._tokenize(generation.request_id, worker, prompt))
         self._send_waiting()
         return generation
@@ -112,16 +112,19 @@ class EngineClient:
 
     # ── admission and dispatch ───────────────────────────────────────────────────────────────────
 
-    def _admission_problem(self) -> Problem | None:
+    def _admission_problem(self, num_choices: int = 1) -> Problem | None:
         if self._mailbox.stop is not None:
             error = RequestError(ErrorCode.SHUTTING_DOWN, "The server is shutting down.")
             return Problem("stopping", error)
-        if len(self._ledger) >= self._max_concurrent:
-            sentence = f"The server already has {self._max_concurrent} requests; try again soon."
+        if self._ledger.num_choices + num_choices > self._max_concurrent:
+            sentence = (
+                f"The server makes at most {self._max_concurrent} answers at a time and has"
+                f" {self._ledger.num_choices} under way; try again soon."
+            )
             return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
         return self._health.missing()
 
-    def _entry(self, generation: Generation, worker: Life) -> Entry:
+    def _entry(self, generation: Generation, worker: Life, num_choices: int) -> Entry:
         now = self._clock()
         meter = Meter(self._metrics.requests, generation.request_id, now)
 
@@ -135,6 +138,7 @@ class EngineClient:
             deadline=now + self._request_timeout_seconds,
             worker=worker,
             detokenizer=self._ready_life("detokenizer"),
+            num_choices=num_choices,
         )
 
     def _tokenize(self, request_id: str, worker: Life, prompt: Prompt) -> Tokenize:
@@ -147,6 +151,8 @@ class EngineClient:
             max_tokens=prompt.max_tokens,
             stop=prompt.stop,
             sampling=prompt.sampling,
+            num_choices=prompt.num_choices,
+            cache_salt=prompt.cache_salt,
         )
 
     def _ready_life(self, kind: str) -> Life:

@@ -14,18 +14,20 @@ class Accepted:
 
 @dataclass(frozen=True)
 class TextAdded:
-    """The next piece of the answer; empty while text is held back."""
+    """The next piece of one answer; empty while text is held back."""
 
+    choice: int
     text: str
-    completion_tokens: int  # so far
+    completion_tokens: int  # of this answer so far
+    finish_reason: str | None = None  # "stop" or "length" with the last piece
 
 
 @dataclass(frozen=True)
 class Finished:
-    """Outcome: the answer is whole."""
+    """Outcome: every answer is whole."""
 
-    finish_reason: str  # "stop" or "length"
-    completion_tokens: int
+    completion_tokens: int  # of all answers together
+    cached_tokens: int  # of the prompt
 
 
 @dataclass(frozen=True)

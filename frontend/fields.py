@@ -24,15 +24,11 @@ WITHOUT_EFFECT = frozenset({
     "prompt_cache_options", "prompt_cache_retention", "verbosity", "prediction", "moderation",
     "parallel_tool_calls",  # tools themselves are refused
     # other servers: names and order of requests
-    "priority", "request_id", "rid", "cache_salt", "session_id",
+    "priority", "request_id", "rid", "session_id",
 })  # fmt: skip
 
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     # OpenAI
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "response_format": ({"type": "text"},),
@@ -45,16 +41,11 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": (),
     "web_search_options": (),
     # vLLM, SGLang and the predecessor
-    "min_p": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
     "best_of": (1,),
     "use_beam_search": (False,),
-    "stop_token_ids": ([],),
     "bad_words": ([],),
     "allowed_token_ids": (),
-    "ignore_eos": (False,),
-    "min_tokens": (0,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "include_stop_str_in_output": (False,),

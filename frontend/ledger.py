@@ -52,9 +52,10 @@ class Abandoned:
 
 @dataclass(frozen=True)
 class _Row:
-    """One request's part of a `TextProduced`."""
+    """One answer's part of a `TextProduced`."""
 
     worker: Life
+    choice: int
     seq: int
     text: str
     completion_tokens: int
@@ -70,16 +71,25 @@ class Entry:
     deadline: float  # on the caller's monotonic clock
     worker: Life
     detokenizer: Life
+    num_choices: int = 1
     tokenizer: Life | None = None  # set while tokenising
     state: State = State.ADMITTED
-    next_seq: int = 0
+    next_seqs: dict[int, int] = field(init=False)  # by answer; an ended one is not in it
+    completion_tokens: int = 0  # of the answers that have ended
     early: list[_Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.next_seqs = dict.fromkeys(range(self.num_choices), 0)
 
     def move(self, state: State) -> None:
         """Changes the state; raises RuntimeError when the table does not allow it."""
         if state not in LEGAL_TRANSITIONS[self.state]:
             raise RuntimeError(f"{self.request_id}: {self.state.value} -> {state.value}")
         self.state = state
+
+    def expects(self, row: _Row) -> bool:
+        """True for the next piece of an answer that has not ended, from the right worker."""
+        return row.worker == self.worker and self.next_seqs.get(row.choice) == row.seq
 
     def owners(self) -> tuple[Life, ...]:
         """The lives without which this request cannot go on."""
@@ -106,6 +116,11 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def num_choices(self) -> int:
+        """Answers that were asked for by all open requests together."""
+        return sum(entry.num_choices for entry in self._entries.values())
 
     def open(self, entry: Entry) -> None:
         """Adds an admitted request; its sink will get exactly one outcome."""
@@ -188,14 +203,20 @@ class Ledger:
         if entry.state is State.TOKENISING:
             entry.early.append(row)
             return []
-        in_order = row.worker == entry.worker and row.seq == entry.next_seq
-        if entry.state is not State.RUNNING or not in_order:
+        if entry.state is not State.RUNNING or not entry.expects(row):
             return self._abandon([entry], _lost())
-        entry.next_seq += 1
-        entry.sink(TextAdded(row.text, row.completion_tokens))
+        entry.next_seqs[row.choice] += 1
+        reason = None if row.end is None else row.end.finish_reason
+        entry.sink(TextAdded(row.choice, row.text, row.completion_tokens, reason))
         if row.end is not None:
-            self._end(entry, Finished(row.end.finish_reason, row.end.completion_tokens))
+            self._end_answer(entry, row, row.end)
         return []
+
+    def _end_answer(self, entry: Entry, row: _Row, end: TextEnded) -> None:
+        del entry.next_seqs[row.choice]
+        entry.completion_tokens += row.completion_tokens
+        if not entry.next_seqs:
+            self._end(entry, Finished(entry.completion_tokens, end.cached_tokens))
 
     def _abandon(self, entries: list[Entry], error: RequestError) -> list[Abandoned]:
         abandoned = [Abandoned(entry.request_id, entry.working_rooms()) for entry in entries]
@@ -211,13 +232,15 @@ class Ledger:
 
 def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
     worker = Life(f"worker-{produced.worker_id}", produced.epoch)
-    ends = {end.request_id: end for end in produced.ended}
+    ends = {(end.request_id, end.choice): end for end in produced.ended}
     columns = zip(
         produced.request_ids,
+        produced.choices,
         produced.seqs,
         produced.texts,
         produced.completion_tokens,
         strict=True,
     )
-    for request_id, seq, text, completion_tokens in columns:
-        yield request_id, _Row(worker, seq, text, completion_tokens, ends.get(request_id))
+    for request_id, choice, seq, text, completion_tokens in columns:
+        end = ends.get((request_id, choice))
+        yield request_id, _Row(worker, choice, seq, text, completion_tokens, end)

@@ -1,12 +1,21 @@
 """Measures one request from arrival to outcome: its metrics and its one line in the log."""
 
 import logging
+from dataclasses import dataclass
 from typing import assert_never
 
 from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded
 from frontend.metrics import RequestTimes
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """How far one answer is."""
+
+    num_tokens: int
+    last_token_at: float
 
 
 class Meter:
@@ -17,9 +26,9 @@ class Meter:
         self._request_id = request_id
         self._started_at = now
         self._first_token_at: float | None = None
-        self._last_token_at = now
         self._prompt_tokens = 0
-        self._completion_tokens = 0
+        self._answers: dict[int, _Progress] = {}  # that have a token
+        self._finish_reason = ""  # of the answer that ended last
 
     def observe(self, event: Event, now: float) -> None:
         """Takes the next event."""
@@ -27,11 +36,12 @@ class Meter:
             case Accepted(prompt_tokens):
                 self._prompt_tokens = prompt_tokens
                 self._times.prompt_tokens.inc(prompt_tokens)
-            case TextAdded(_, completion_tokens):
-                self._count_tokens(completion_tokens, now)
-            case Finished(finish_reason, completion_tokens):
-                self._count_tokens(completion_tokens, now)
-                self._end(finish_reason, finish_reason, now)
+            case TextAdded():
+                self._count_tokens(event.choice, event.completion_tokens, now)
+                self._finish_reason = event.finish_reason or self._finish_reason
+            case Finished(_, cached_tokens):
+                self._times.cached_tokens.inc(cached_tokens)
+                self._end(self._finish_reason, self._finish_reason, now)
             case Failed(error):
                 self._end("error", f"error ({error.code})", now)
             case Aborted():
@@ -39,30 +49,34 @@ class Meter:
             case _:
                 assert_never(event)
 
-    def _count_tokens(self, completion_tokens: int, now: float) -> None:
-        num_new = completion_tokens - self._completion_tokens
+    def _count_tokens(self, choice: int, completion_tokens: int, now: float) -> None:
+        before = self._answers.get(choice)
+        num_new = completion_tokens - (before.num_tokens if before else 0)
         if num_new <= 0:
             return
         if self._first_token_at is None:
             self._first_token_at = now
             self._times.first_token.observe(now - self._started_at)
-        else:
-            self._times.inter_token.observe((now - self._last_token_at) / num_new)
-        self._last_token_at = now
-        self._completion_tokens = completion_tokens
+        if before is not None:
+            self._times.inter_token.observe((now - before.last_token_at) / num_new)
+        self._answers[choice] = _Progress(completion_tokens, now)
         self._times.generation_tokens.inc(num_new)
+
+    @property
+    def _num_completion_tokens(self) -> int:
+        return sum(answer.num_tokens for answer in self._answers.values())
 
     def _end(self, finished_reason: str, shown_reason: str, now: float) -> None:
         self._times.ended(finished_reason).inc()
         self._times.whole.observe(now - self._started_at)
         self._times.num_prompt_tokens.observe(self._prompt_tokens)
-        self._times.num_generation_tokens.observe(self._completion_tokens)
+        self._times.num_generation_tokens.observe(self._num_completion_tokens)
         first = self._first_token_at
         logger.info(
             "%s prompt=%d completion=%d ttft=%s total=%.3fs finish=%s",
             self._request_id,
             self._prompt_tokens,
-            self._completion_tokens,
+            self._num_completion_tokens,
             "-" if first is None else f"{first - self._started_at:.3f}s",
             now - self._started_at,
             shown_reason,

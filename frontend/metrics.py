@@ -51,6 +51,18 @@ class _Families:
         return lambda value: family.labels(*self._values, value)
 
 
+class _Total:
+    """A counter that follows a total kept elsewhere, which begins again with each life there."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._shown = 0
+
+    def show(self, total: int) -> None:
+        self._counter.inc(total - self._shown if total >= self._shown else total)
+        self._shown = total
+
+
 class WorkerLoad:
     """What the worker reports of itself."""
 
@@ -58,6 +70,13 @@ class WorkerLoad:
         self._running = make.gauge("vllm:num_requests_running", "Requests in the running batch.")
         self._waiting = make.gauge("vllm:num_requests_waiting", "Requests that wait for it.")
         self._kv_usage = make.gauge("vllm:kv_cache_usage_perc", "Share of KV blocks used, 0 to 1.")
+        self._preemptions = _Total(
+            make.counter("vllm:num_preemptions", "Sequences that lost their blocks for a while.")
+        )
+        self._queried = _Total(
+            make.counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.")
+        )
+        self._hits = _Total(make.counter("vllm:prefix_cache_hits", "Of those, found there."))
         self._steps = make.gauge(f"{_OURS}:worker_steps", "Steps finished.")
         self._mixed = make.gauge(f"{_OURS}:worker_mixed_steps", "Steps of prefill and decode.")
 
@@ -66,6 +85,9 @@ class WorkerLoad:
         self._running.set(report.num_running)
         self._waiting.set(report.num_waiting)
         self._kv_usage.set(report.num_used_blocks / max(report.num_blocks, 1))
+        self._preemptions.show(report.num_preemptions)
+        self._queried.show(report.num_queried_tokens)
+        self._hits.show(report.num_cached_tokens)
         self._steps.set(report.step)
         self._mixed.set(report.num_mixed_steps)
 
@@ -80,6 +102,9 @@ class RequestTimes:
 
     def __init__(self, make: _Families) -> None:
         self.prompt_tokens = make.counter("vllm:prompt_tokens", "Prompt tokens accepted.")
+        self.cached_tokens = make.counter(
+            "vllm:prompt_tokens_cached", "Prompt tokens whose keys and values were cached."
+        )
         self.generation_tokens = make.counter("vllm:generation_tokens", "Tokens generated.")
         self.first_token = make.histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN

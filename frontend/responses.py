@@ -39,13 +39,13 @@ def envelope(head: Head, kind: str) -> dict[str, Any]:
     }
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """What the answer cost."""
+def usage(prompt_tokens: int, finished: Finished) -> dict[str, Any]:
+    """What the answers cost; the prompt counts once."""
     return {
         "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens": finished.completion_tokens,
+        "total_tokens": prompt_tokens + finished.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": finished.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
@@ -53,19 +53,25 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 def chat_completion(
     head: Head, prompt_tokens: int, added: Iterable[TextAdded], finished: Finished
 ) -> bytes:
-    """The whole answer of a request that did not stream."""
-    message = {"role": "assistant", "content": "".join(e.text for e in added), "refusal": None}
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": None,
-        "finish_reason": finished.finish_reason,
-    }
+    """The whole of a request that did not stream, its answers in the order of their choices."""
+    pieces: dict[int, list[TextAdded]] = {}
+    for piece in added:
+        pieces.setdefault(piece.choice, []).append(piece)
     body = envelope(head, "chat.completion") | {
-        "choices": [choice],
-        "usage": usage(prompt_tokens, finished.completion_tokens),
+        "choices": [_choice(choice, pieces[choice]) for choice in sorted(pieces)],
+        "usage": usage(prompt_tokens, finished),
     }
     return orjson.dumps(body)
+
+
+def _choice(index: int, pieces: list[TextAdded]) -> dict[str, Any]:
+    content = "".join(piece.text for piece in pieces)
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": content, "refusal": None},
+        "logprobs": None,
+        "finish_reason": pieces[-1].finish_reason,
+    }
 
 
 def error_object(error: RequestError) -> dict[str, Any]:

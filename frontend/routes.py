@@ -18,7 +18,9 @@ async def create_chat_completion(request: ApiRequest) -> ASGIApp:
     """Answers a conversation, whole or as a stream."""
     _require_json(request)
     service = service_of(request)
-    chat = translate.chat(await request.body(), service.model, secrets.randbits(63))
+    chat = translate.chat(
+        await request.body(), service.model, service.max_choices, secrets.randbits(63)
+    )
     return ChatDelivery(service.engine, chat, service.model.name)
 
 

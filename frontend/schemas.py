@@ -7,15 +7,29 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from shared.sampling import (
+    MAX_BIAS,
+    MAX_BIASED_TOKENS,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_TOKENS,
+    MIN_REPETITION_PENALTY,
+)
+
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # of a message; templates take their time with many small things
 MAX_TOOL_CALLS = 128  # of a message
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_SALT_CHARACTERS = 256
 _INT64 = 2**63
+_INT31 = 2**31 - 1
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Scalar = bool | int | float | str | None
+Penalty = Annotated[float, Meta(ge=-MAX_PENALTY, le=MAX_PENALTY)]
+Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
+TokenId = Annotated[int, Meta(ge=0, le=_INT31)]
 
 
 class ContentPart(Struct, frozen=True):
@@ -75,6 +89,18 @@ class ChatRequest(Struct, frozen=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
     top_k: Annotated[int, Meta(ge=-1)] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[
+        float, Meta(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)
+    ] = 1.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASED_TOKENS)] = {}
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    ignore_eos: bool = False
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)] = []
     seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
     stop: str | list[str] | None = None
+    n: Annotated[int, Meta(ge=1)] = 1
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARACTERS)] | None = None
     chat_template_kwargs: dict[str, Scalar] | None = None

@@ -53,7 +53,12 @@ def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
         request_timeout_seconds=config.request_timeout,
         clock=time.monotonic,
     )
-    return Service(engine, metrics, ServedModel(config, created=int(time.time())))
+    return Service(
+        engine=engine,
+        metrics=metrics,
+        model=ServedModel(config, created=int(time.time())),
+        max_choices=min(config.max_n, config.max_concurrent),
+    )
 
 
 class _Server(uvicorn.Server):

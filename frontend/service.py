@@ -20,6 +20,7 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     model: ServedModel
+    max_choices: int  # most answers to one prompt
 
 
 def service_of(request: ApiRequest) -> Service:

@@ -18,26 +18,33 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class ChatStream:
-    """Encodes one answer; after the outcome `is_over` is true and nothing may follow."""
+    """Encodes one request's answers; after the outcome `is_over` is true and nothing may follow."""
 
-    def __init__(self, head: Head, prompt_tokens: int, *, include_usage: bool) -> None:
+    def __init__(
+        self, head: Head, prompt_tokens: int, *, num_choices: int, include_usage: bool
+    ) -> None:
         self._envelope = envelope(head, "chat.completion.chunk")
         self._prompt_tokens = prompt_tokens
+        self._num_choices = num_choices
         self._include_usage = include_usage
         self.is_over = False
 
     def opening(self) -> bytes:
-        """The role chunk."""
-        return self._choice({"role": "assistant", "content": ""}, None)
+        """The role chunk of every answer."""
+        delta = {"role": "assistant", "content": ""}
+        return b"".join(self._choice(index, delta, None) for index in range(self._num_choices))
 
     def encode(self, events: Iterable[Event]) -> bytes:
-        """The chunks of these events; neighbouring text becomes one, held-back text none."""
-        text = ""
+        """The chunks of these events; an answer's neighbouring text is one, held-back text none."""
+        texts: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         ending = b""
         for event in events:
             match event:
                 case TextAdded():
-                    text += event.text
+                    texts[event.choice] = texts.get(event.choice, "") + event.text
+                    if event.finish_reason is not None:
+                        reasons[event.choice] = event.finish_reason
                 case Finished():
                     ending = self._ending(event)
                 case Failed(error):
@@ -45,17 +52,18 @@ class ChatStream:
                 case Aborted() | Accepted():
                     raise ValueError(f"{event} has no chunk")
         self.is_over = bool(ending)
-        return (self._choice({"content": text}, None) if text else b"") + ending
+        added = [self._choice(index, {"content": t}, None) for index, t in texts.items() if t]
+        ended = [self._choice(index, {}, reason) for index, reason in reasons.items()]
+        return b"".join((*added, *ended, ending))
 
     def _ending(self, finished: Finished) -> bytes:
-        chunks = self._choice({}, finished.finish_reason)
-        if self._include_usage:
-            cost = usage(self._prompt_tokens, finished.completion_tokens)
-            chunks += _sse(self._envelope | {"choices": [], "usage": cost})
-        return chunks + _DONE
+        if not self._include_usage:
+            return _DONE
+        cost = usage(self._prompt_tokens, finished)
+        return _sse(self._envelope | {"choices": [], "usage": cost}) + _DONE
 
-    def _choice(self, delta: dict[str, Any], finish_reason: str | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(self, index: int, delta: dict[str, Any], finish_reason: str | None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         chunk = self._envelope | {"choices": [choice]}
         if self._include_usage:
             chunk["usage"] = None

@@ -5,21 +5,43 @@ fail inside the model and harm every request of its step.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from scheduler.sequence import Sequence
 from shared.errors import ErrorCode, RequestError
 from shared.messages import Generate
-from shared.sampling import SamplingParams
+from shared.sampling import (
+    MAX_BIAS,
+    MAX_BIASED_TOKENS,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_TOKENS,
+    MIN_REPETITION_PENALTY,
+    SamplingParams,
+)
+
+
+def _one_class(_: int) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
 class IntakeLimits:
-    """What the loaded model can take."""
+    """What the loaded model can take, and which of its prompts may share cached keys."""
 
     max_model_len: int  # tokens of prompt and answer
     vocab_size: int
     end_token_ids: frozenset[int]
+    rope_class: Callable[[int], str] = _one_class  # of a prompt's length; a line of text
+
+
+def to_sequences(message: Generate, limits: IntakeLimits) -> list[Sequence]:
+    """Returns a sequence for each answer that is asked for, or raises RequestError."""
+    if message.num_choices < 1:
+        raise _refusal(f"{message.num_choices} answers to make")
+    first = to_sequence(message, limits)
+    return [first, *(first.fork(choice) for choice in range(1, message.num_choices))]
 
 
 def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
@@ -36,17 +58,50 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
         raise _refusal("an impossible beginning of its text")
     if not _is_possible(message.sampling):
         raise _refusal(f"impossible settings: {message.sampling}")
+    if not _has_possible_tokens(message.sampling, message.max_tokens, limits.vocab_size):
+        raise _refusal("impossible tokens to favour, to ban or to stop at")
     return Sequence(
-        message.request_id, prompt, message.max_tokens, limits.end_token_ids, message.sampling
+        message.request_id,
+        prompt,
+        message.max_tokens,
+        _end_token_ids(message.sampling, limits),
+        message.sampling,
+        cache_salt=f"{limits.rope_class(len(prompt))}\n{message.cache_salt}",
     )
 
 
+def _end_token_ids(sampling: SamplingParams, limits: IntakeLimits) -> frozenset[int]:
+    """The tokens that end the answer, none of which is sampled before `min_tokens`.
+
+    With `ignore_eos` the model's own are tokens like others, which `min_tokens` does not ban.
+    """
+    own = frozenset[int]() if sampling.ignore_eos else limits.end_token_ids
+    return own | frozenset(sampling.stop_token_ids)
+
+
 def _is_possible(sampling: SamplingParams) -> bool:
+    """True when the numbers are in range; NaN is in none."""
     return (
         0 <= sampling.seed < 2**63
         and 0.0 <= sampling.temperature < math.inf
         and 0.0 <= sampling.top_p <= 1.0
         and sampling.top_k >= 0
+        and 0.0 <= sampling.min_p <= 1.0
+        and MIN_REPETITION_PENALTY <= sampling.repetition_penalty <= MAX_REPETITION_PENALTY
+        and abs(sampling.frequency_penalty) <= MAX_PENALTY
+        and abs(sampling.presence_penalty) <= MAX_PENALTY
+        and all(abs(bias) <= MAX_BIAS for _, bias in sampling.logit_bias)
+    )
+
+
+def _has_possible_tokens(sampling: SamplingParams, max_tokens: int, vocab_size: int) -> bool:
+    """True when lists are short, their tokens exist, and the answer can be long enough."""
+    biased = {token_id for token_id, _ in sampling.logit_bias}
+    return (
+        len(biased) == len(sampling.logit_bias) <= MAX_BIASED_TOKENS
+        and len(sampling.stop_token_ids) <= MAX_STOP_TOKENS
+        and all(0 <= token_id < vocab_size for token_id in biased.union(sampling.stop_token_ids))
+        and 0 <= sampling.min_tokens <= max_tokens
     )
 
 

@@ -5,6 +5,7 @@ Whatever cannot work is refused here, in one sentence that names the setting and
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +14,31 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from gpu_worker.architectures import (
+    is_tested,
+    longest_context,
+    refuse_unsupported,
+    text_config,
+)
+from gpu_worker.attention.choice import make_backend
+from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
-from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, PagedKVCache, blocks_that_fit
+from gpu_worker.packed_linear import pack_linears
 from gpu_worker.paged_attention import ATTENTION
+from gpu_worker.probe import ModelUse, probe
+from gpu_worker.rope import SequenceAngles
+from gpu_worker.self_check import SelfCheck
+from gpu_worker.sizing import (
+    activation_bytes,
+    num_blocks_of,
+    probe_plan,
+    size_cache,
+    wanted_context,
+)
 from shared.config import WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError, unloadable
 
 logger = logging.getLogger(__name__)
-
-# Model types whose stock code, over the paged cache, is tested to equal `generate()`.
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-# RoPE whose angles do not depend on how long the other rows are.
-_ROW_INDEPENDENT_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class LoadedModel:
     max_model_len: int
     vocab_size: int
     end_token_ids: frozenset[int]
+    rope_class: Callable[[int], str]  # prompts whose lengths' classes differ share no cached keys
 
 
 def load(config: WorkerConfig) -> LoadedModel:
@@ -45,32 +60,65 @@ def load(config: WorkerConfig) -> LoadedModel:
         torch.set_num_threads(config.cpu_threads)
     model_config = _load_config(config.model.hf_model, config.model.path)
     refuse_unsupported(model_config)
-    _wanted_len(model_config, config.model.max_model_len)
+    wanted_context(config, longest_context(model_config, config.model.max_model_len))
     model = _load_weights(config, choose_dtype(config.torch_dtype, device), device)
     return serve(model, config)
 
 
 def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
     """Gives a model its cache, as large as the settings and the free memory allow."""
-    geometry = _geometry(model)
-    wanted_len = _wanted_len(model.config, config.model.max_model_len)
-    num_rows = config.continuous_batching_batch_size
-    most_useful = num_rows * -(-wanted_len // BLOCK_SIZE)
-    num_blocks = blocks_that_fit(geometry, config.kv_cache_memory_fraction, most_useful)
-    max_model_len = min(wanted_len, num_blocks * BLOCK_SIZE)
-    _check_len(max_model_len, config.model.max_model_len)
-    logger.info(
-        "%s, %s on %s; KV cache: %d blocks of %d tokens, %.1f MiB; context %d tokens, %d sequences",
-        model.config.model_type, model.dtype, model.device, num_blocks, BLOCK_SIZE,
-        num_blocks * geometry.block_bytes / 2**20, max_model_len, num_rows,
-    )  # fmt: skip
-    return LoadedModel(
-        runner=CausalLM(model, PagedKVCache(geometry, num_blocks), num_rows),
-        num_blocks=num_blocks,
-        max_model_len=max_model_len,
-        vocab_size=model.config.vocab_size,
-        end_token_ids=_end_token_ids(model),
+    use, angles = _examined(model)
+    if use.device.type == "cpu" and config.cpu_kernels:
+        pack_linears(model)
+
+    def runner(num_blocks: int, max_model_len: int) -> CausalLM:
+        backend = make_backend(use, config, num_blocks=num_blocks, max_model_len=max_model_len)
+        return CausalLM(model, backend, config.continuous_batching_batch_size, angles)
+
+    size = size_cache(
+        use.geometry,
+        config,
+        longest_context(model.config, config.model.max_model_len),
+        reserved_bytes=_forward_bytes(runner, use.device, config),
     )
+    logger.info("%s, %s on %s; %s", model.config.model_type, model.dtype, model.device, size.reason)
+    causal_lm = runner(size.num_blocks, size.max_model_len)
+    if use.device.type == "cuda" and config.cuda_graphs:
+        causal_lm.capture(CudaGraphDevice())
+    return LoadedModel(
+        runner=causal_lm,
+        num_blocks=size.num_blocks,
+        max_model_len=size.max_model_len,
+        vocab_size=text_config(model.config).vocab_size,
+        end_token_ids=_end_token_ids(model),
+        rope_class=angles.prefix_class,
+    )
+
+
+def _examined(model: PreTrainedModel) -> tuple[ModelUse, SequenceAngles]:
+    """What the model asks of attention, after all that makes its rows independent of each other."""
+    use = probe(model)
+    if is_tested(model.config):
+        return use, SequenceAngles(model)
+    check = SelfCheck(model, use)
+    angles = SequenceAngles(model)
+    error = check.run(angles)
+    logger.info(
+        "model type %r has no test of its own; its logits over the paged cache equal its stock "
+        "ones (relative error %.1g)", model.config.model_type, error,
+    )  # fmt: skip
+    return use, angles
+
+
+def _forward_bytes(
+    runner: Callable[[int, int], CausalLM], device: torch.device, config: WorkerConfig
+) -> int:
+    """Memory that the largest step takes beside weights and cache; measured on a GPU, else 0."""
+    if device.type != "cuda":
+        return 0
+    plan = probe_plan(config.continuous_batching_batch_size, config.max_num_batched_tokens)
+    small = runner(num_blocks_of(plan), config.max_num_batched_tokens)
+    return activation_bytes(small.execute, plan, device)
 
 
 def choose_device(accelerator_type: str) -> torch.device:
@@ -94,22 +142,6 @@ def choose_dtype(torch_dtype: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda" or torch.cpu._is_amx_tile_supported():  # bf16 matrix units
         return torch.bfloat16
     return torch.float32
-
-
-def refuse_unsupported(config: PreTrainedConfig) -> None:
-    """Raises FatalError for a model whose answers could be wrong here."""
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        supported = ", ".join(SUPPORTED_MODEL_TYPES)
-        raise FatalError(
-            f"--hf-model: model type {config.model_type!r} is not supported; one of: {supported}",
-            EXIT_CONFIGURATION,
-        )
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope_type not in _ROW_INDEPENDENT_ROPE:
-        reason = f"--hf-model: RoPE type {rope_type!r} is not supported"
-        raise FatalError(reason, EXIT_CONFIGURATION)
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise FatalError("--hf-model: sliding windows are not supported", EXIT_CONFIGURATION)
 
 
 def _load_config(hf_model: str, path: str) -> PreTrainedConfig:
@@ -147,41 +179,10 @@ def _load_weights(
     return model
 
 
-def _geometry(model: PreTrainedModel) -> KVGeometry:
-    config = model.config
-    default_head_size = config.hidden_size // config.num_attention_heads
-    return KVGeometry(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=config.num_key_value_heads,
-        head_size=getattr(config, "head_dim", None) or default_head_size,
-        dtype=model.dtype,
-        device=model.device,
-    )
-
-
-def _wanted_len(config: PreTrainedConfig, max_model_len: int) -> int:
-    longest: int = config.max_position_embeddings
-    if max_model_len > longest:
-        raise FatalError(
-            f"--max-model-len {max_model_len}: the model's longest context is {longest} tokens",
-            EXIT_CONFIGURATION,
-        )
-    return max_model_len or longest
-
-
-def _check_len(max_model_len: int, asked: int) -> None:
-    if max_model_len < max(asked, 1):
-        raise FatalError(
-            f"the KV cache fits {max_model_len} tokens of context: free memory, lower "
-            "--max-model-len or raise --kv-cache-memory-fraction",
-            EXIT_CONFIGURATION,
-        )
-
-
 def _end_token_ids(model: PreTrainedModel) -> frozenset[int]:
     """The generation config's end tokens, which may be none, one or several."""
     generation_config = model.generation_config
     ids = None if generation_config is None else generation_config.eos_token_id
     if ids is None:
-        ids = model.config.eos_token_id
+        ids = text_config(model.config).eos_token_id
     return frozenset([ids] if isinstance(ids, int) else ids or ())

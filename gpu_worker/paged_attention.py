@@ -1,80 +1,67 @@
-"""Attention over the paged KV cache, registered with transformers under the name `paged`.
+"""The seam to stock model code: an attention function registered with transformers as `paged`.
 
-Stock model code calls it in every layer. The step's side channel, `AttentionStep`, comes through
-the model's keyword arguments; nothing here outlives a forward pass.
+Stock code calls it in every layer. The step's side channel, the attention backend, comes through
+the model's keyword arguments, or from the module where stock code does not pass those on.
+Transformers builds no mask for an attention function without a mask function: none is registered.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.nn import functional
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
-from gpu_worker.batch import Batch, Span
-from gpu_worker.kv_cache import PagedKVCache
+from gpu_worker.attention.backend import AttentionBackend, AttentionRules
 
 ATTENTION = "paged"
 
 
-@dataclass(frozen=True)
-class AttentionStep:
-    """What attention must know of a step: where to write, and what each query may see."""
-
-    cache: PagedKVCache
-    batch: Batch
-
-
 def paged_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,  # [1, H, T, D]
-    key: torch.Tensor,  # [1, Hkv, T, D]
-    value: torch.Tensor,  # [1, Hkv, T, D]
+    query: torch.Tensor,  # [1, H, T, Dk]
+    key: torch.Tensor,  # [1, Hkv, T, Dk]
+    value: torch.Tensor,  # [1, Hkv, T, Dv]
     attention_mask: torch.Tensor | None,
     *,
-    scaling: float,
-    step: AttentionStep,
+    backend: AttentionBackend | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Writes the step's keys and values, then attends within each sequence; [1, T, H, D]."""
+    """Hands one layer's attention to the backend; [1, T, H, Dv]."""
     assert attention_mask is None, "masks follow from the positions, never from a padded batch"
-    keys, values = step.cache.layers[int(module.layer_idx)]  # type: ignore[arg-type]  # [S, Hkv, D]
-    keys[step.batch.slots] = key[0].transpose(0, 1)
-    values[step.batch.slots] = value[0].transpose(0, 1)
-    output = torch.empty_like(query.transpose(1, 2))  # [1, T, H, D]
-    for span in step.batch.spans:
-        own = query[:, :, span.start : span.end]
-        output[:, span.start : span.end] = _attend(own, keys, values, span, scaling)
-    return output, None
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # torch types every attribute so
+    rules = AttentionRules(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window or None,
+        chunk=_chunk(module, layer),
+        softcap=softcap or None,
+        sinks=s_aux,
+    )
+    if backend is None:
+        backend = cast("AttentionBackend", module.paged_backend)
+    temperature: Any = getattr(module, "row_temperature", None)  # see `rope.SequenceAngles`
+    if temperature is not None:
+        query = temperature(query)
+    return backend.attend(layer, query, key, value, rules), None
+
+
+def bind(model: PreTrainedModel, backend: AttentionBackend) -> None:
+    """Lets a model attend through this backend, also where keyword arguments do not arrive."""
+    for module in model.modules():
+        if hasattr(module, "layer_idx"):
+            cast("Any", module).paged_backend = backend
+
+
+def _chunk(module: torch.nn.Module, layer: int) -> int | None:
+    """The size of the layer's attention chunks, which stock code tells its masks only."""
+    config: Any = getattr(module, "config", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None or layer_types[layer] != "chunked_attention":
+        return None
+    chunk: int = config.attention_chunk_size
+    return chunk
 
 
 AttentionInterface.register(ATTENTION, paged_attention)
-
-
-def _attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, span: Span, scaling: float
-) -> torch.Tensor:
-    """One sequence's newest tokens over its whole context; [1, T, H, D]."""
-    own_keys = keys[span.context].transpose(0, 1)[None]  # [1, Hkv, C, D]
-    own_values = values[span.context].transpose(0, 1)[None]
-    if span.mask is None:
-        return _decode(query, own_keys, own_values, scaling)
-    groups = query.shape[1] // own_keys.shape[1]
-    output = functional.scaled_dot_product_attention(
-        query,
-        own_keys.repeat_interleave(groups, 1),
-        own_values.repeat_interleave(groups, 1),
-        attn_mask=span.mask,
-        scale=scaling,
-    )
-    return output.transpose(1, 2)
-
-
-def _decode(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """One token sees everything: the heads of a group become query rows, so nothing is repeated."""
-    _, num_heads, _, head_size = query.shape
-    grouped = query.reshape(1, keys.shape[1], -1, head_size)
-    output = functional.scaled_dot_product_attention(grouped, keys, values, scale=scaling)
-    return output.reshape(1, 1, num_heads, head_size)

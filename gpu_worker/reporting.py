@@ -41,7 +41,7 @@ class LoadReporter:
             self._mailbox.send(frontend.room, report)
 
     def _report(self) -> WorkerReported:
-        pool = self._scheduler.pool
+        pool, counters = self._scheduler.pool, self._scheduler.counters
         return WorkerReported(
             worker_id=self._mailbox.identity.index,
             epoch=self._mailbox.identity.epoch,
@@ -50,6 +50,9 @@ class LoadReporter:
             num_waiting=self._scheduler.num_waiting,
             num_blocks=pool.num_blocks,
             num_used_blocks=pool.num_used,
+            num_preemptions=counters.num_preemptions,
+            num_queried_tokens=counters.num_queried_tokens,
+            num_cached_tokens=counters.num_cached_tokens,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
             num_mixed_steps=self._num_mixed_steps,

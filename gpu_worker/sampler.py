@@ -1,21 +1,81 @@
 """Logits to token ids, each row with its own settings, independent of every other row.
 
-Randomness is counter-based (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"):
-the noise of a token is a hash of (seed, number of the token in its answer, token id), so it does
-not depend on the batch, on the row, or on what was sampled before. The Gumbel-max trick in its
-exponential form picks argmax(p / e) with e ~ Exp(1), which is a sample of p.
+The order is repetition penalty, frequency and presence penalties, bias, end tokens held back, then
+temperature, min_p, top_k, top_p. A greedy row takes the best token after the first four. It is
+vLLM's order but for the bias, which vLLM and HF apply before the repetition penalty: here it is
+added last, so that it is what OpenAI documents, whatever the token's past. HF takes min_p after
+top_p; here, as in vLLM, top_p is a share of what min_p and top_k left.
+
+Rows that ask for the same are sampled together, and how a row is computed depends on its own
+settings only. Nothing here waits for the device: what the host knows of a step goes to it when the
+rows of the step change, and stays there.
 """
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from scheduler.plan import NO_TOKEN, Admission
+from gpu_worker import noise
+from gpu_worker.bias import Biased, Biases
+from gpu_worker.penalties import Penalized, Penalties
+from gpu_worker.truncation import Limits, narrow, wide
+from gpu_worker.upload import upload
+from scheduler.plan import NO_TOKEN, Admission, StepPlan
+from shared.sampling import SamplingParams
 
-# Multipliers and shift of splitmix64 (Steele et al., 2014, "Fast splittable pseudorandom number
-# generators"), written as signed 64-bit integers because torch has no unsigned arithmetic.
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
-_MIX_2 = 0x94D049BB133111EB - 2**64
-_MAX_UNIFORM = 1.0 - 2.0**-24  # largest float32 below 1: log1p(-1) would be infinite
+# With a top_k up to one of these, no more than so many tokens are looked at.
+_NUMBERS_OF_CANDIDATES = (64, 1024)
+# Logits that are sampled at a time: what stays in a core's cache, or what bounds the memory that a
+# step takes on an accelerator, some 64 bytes a logit.
+_TILE_ELEMENTS_OF_A_CORE = 2**17
+_TILE_ELEMENTS = 2**23
+
+
+_NOBODY = SamplingParams(seed=0, temperature=0.0)
+
+
+class _Kind(NamedTuple):
+    """What rows have in common that are sampled together."""
+
+    num_candidates: int  # 0: the whole vocabulary
+    has_min_p: bool
+    has_top_k: bool
+    has_top_p: bool
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of a tile that are sampled together."""
+
+    positions: torch.Tensor | None  # [G] int64, in the tile; None: all of it, in order
+    seeds: torch.Tensor  # [G] int64
+    temperatures: torch.Tensor  # [G, 1] float32
+    num_candidates: int
+    limits: Limits
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """The group's rows of a tensor [N, …]."""
+        return values if self.positions is None else values.index_select(0, self.positions)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What the host knows of some rows of a step; it holds as long as the step's rows do."""
+
+    start: int  # position in the step
+    end: int
+    penalized: Penalized | None
+    biased: Biased | None
+    groups: tuple[_Group, ...]  # without the greedy rows
+
+    @property
+    def is_plain(self) -> bool:
+        """True when all that is wanted is the best token of each row."""
+        return self.penalized is None and self.biased is None and not self.groups
 
 
 class Sampler:
@@ -23,28 +83,25 @@ class Sampler:
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._random_rows: set[int] = set()
-        self._filtered_rows: set[int] = set()
-        self._seeds = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self._temperatures = torch.ones(num_rows, device=device)
-        self._top_ps = torch.ones(num_rows, device=device)
-        self._top_ks = torch.full((num_rows,), vocab_size, device=device)
-        self._token_hashes = _mix(torch.arange(vocab_size, device=device) * _GOLDEN)  # [V]
+        self._device = device
+        self._settings = [_NOBODY] * num_rows
+        self._penalties = Penalties(num_rows, vocab_size, device)
+        self._biases = Biases(vocab_size, device)
+        self._token_hashes = noise.token_hashes(vocab_size, device)  # [V]
+        self._rows_at_once = max(1, _tile_elements(device) // vocab_size)
+        self._host_rows: list[int] | None = None  # of the step that the tiles are for
+        self._tiles: tuple[_Tile, ...] = ()
 
     def begin(self, admission: Admission) -> None:
         """Gives the row to another sequence."""
-        row, sampling = admission.row, admission.sampling
-        self._random_rows.discard(row)
-        self._filtered_rows.discard(row)
-        if sampling.is_greedy:
-            return
-        self._random_rows.add(row)
-        self._seeds[row] = sampling.seed
-        self._temperatures[row] = sampling.temperature
-        self._top_ps[row] = sampling.top_p
-        self._top_ks[row] = min(sampling.top_k or self._vocab_size, self._vocab_size)
-        if sampling.top_p < 1.0 or 0 < sampling.top_k < self._vocab_size:
-            self._filtered_rows.add(row)
+        self._settings[admission.row] = admission.sampling
+        self._penalties.begin(admission)
+        self._biases.begin(admission)
+        self._host_rows = None
+
+    def observe(self, plan: StepPlan) -> None:
+        """Counts the tokens that the plan's decode chunks feed; a second time changes nothing."""
+        self._penalties.observe(plan)
 
     def sample(
         self,
@@ -54,64 +111,114 @@ class Sampler:
         host_rows: list[int],  # the same rows, known without asking the device
     ) -> torch.Tensor:
         """Returns [N] int64 token ids; NO_TOKEN where a row holds NaN or no finite logit."""
-        logits = logits.float()
-        token_ids = logits.argmax(-1)
-        random = [n for n, row in enumerate(host_rows) if row in self._random_rows]
-        if random:
-            chosen = torch.tensor(random, device=logits.device)
-            filtered = any(host_rows[n] in self._filtered_rows for n in random)
-            token_ids[chosen] = self._sample_random(
-                logits[chosen], rows[chosen], output_indices[chosen], filtered=filtered
-            )
-        is_broken = ~logits.amax(-1).isfinite()  # amax of a row with a NaN is NaN
-        return token_ids.masked_fill(is_broken, NO_TOKEN)
+        if self._host_rows != host_rows:
+            self._tiles = self._split(host_rows)
+            self._host_rows = list(host_rows)
+        parts = []
+        for tile in self._tiles:
+            cut = slice(tile.start, tile.end)
+            parts.append(self._sample_tile(tile, logits[cut], rows[cut], output_indices[cut]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _sample_random(
-        self,
-        logits: torch.Tensor,
-        rows: torch.Tensor,
-        output_indices: torch.Tensor,
-        *,
-        filtered: bool,
+    def _sample_tile(
+        self, tile: _Tile, logits: torch.Tensor, rows: torch.Tensor, output_indices: torch.Tensor
     ) -> torch.Tensor:
-        scaled = logits / self._temperatures[rows, None]
-        if filtered:
-            scaled = _filter(scaled, self._top_ks[rows], self._top_ps[rows])
-        noise = _exponential(self._seeds[rows], output_indices, self._token_hashes)
-        # The largest p / e is the largest log p - log e; logits are log p up to a constant.
-        return (scaled - noise.log()).argmax(-1)
+        is_edited = tile.penalized is not None or tile.biased is not None
+        logits = logits.to(torch.float32, copy=is_edited)
+        if tile.penalized is not None:
+            self._penalties.apply(logits, rows, tile.penalized)
+        if tile.biased is not None:
+            self._biases.apply(logits, output_indices, tile.biased)
+        best, token_ids = logits.max(-1)  # of a row with a NaN it is NaN
+        for group in tile.groups:
+            sampled = self._sample_group(group, group.of(logits), group.of(output_indices))
+            if group.positions is None:
+                token_ids = sampled
+            else:
+                token_ids.index_copy_(0, group.positions, sampled)
+        return token_ids.masked_fill(~best.isfinite(), NO_TOKEN)
+
+    def _sample_group(
+        self, group: _Group, logits: torch.Tensor, output_indices: torch.Tensor
+    ) -> torch.Tensor:
+        if not group.num_candidates:
+            scaled = wide(logits, group.temperatures, group.limits)
+            return noise.draw(scaled, group.seeds, output_indices, self._token_hashes)
+        scaled, candidates = narrow(logits, group.temperatures, group.num_candidates, group.limits)
+        hashes = self._token_hashes[candidates]
+        columns = noise.draw(scaled, group.seeds, output_indices, hashes)
+        return candidates.gather(-1, columns[:, None])[:, 0]
+
+    def _split(self, host_rows: list[int]) -> tuple[_Tile, ...]:
+        """The step in tiles of a good size; in one if each row just takes its best token."""
+        num_rows, size = len(host_rows), self._rows_at_once
+        whole = self._tile(host_rows, 0, num_rows)
+        if num_rows <= size or whole.is_plain:
+            return (whole,)
+        starts = range(0, num_rows, size)
+        return tuple(self._tile(host_rows, n, min(n + size, num_rows)) for n in starts)
+
+    def _tile(self, host_rows: list[int], start: int, end: int) -> _Tile:
+        tile_rows = host_rows[start:end]
+        return _Tile(
+            start,
+            end,
+            self._penalties.arrange(tile_rows),
+            self._biases.arrange(tile_rows),
+            tuple(self._groups(tile_rows)),
+        )
+
+    def _groups(self, tile_rows: list[int]) -> Iterator[_Group]:
+        """The rows that are not greedy, by what they ask for."""
+        members: defaultdict[_Kind, list[int]] = defaultdict(list)
+        settings = [self._settings[row] for row in tile_rows]
+        for position, sampling in enumerate(settings):
+            if not _takes_the_best(sampling):
+                members[_kind(sampling, self._vocab_size)].append(position)
+        for kind, positions in members.items():
+            is_whole = len(positions) == len(tile_rows)
+            group_settings = [settings[n] for n in positions]
+            yield self._group(kind, group_settings, None if is_whole else positions)
+
+    def _group(
+        self, kind: _Kind, settings: list[SamplingParams], positions: list[int] | None
+    ) -> _Group:
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return upload(values, dtype, self._device)[:, None]
+
+        log_min_ps = [math.log(s.min_p) for s in settings] if kind.has_min_p else None
+        top_ks = [s.top_k for s in settings] if kind.has_top_k else None
+        top_ps = [s.top_p for s in settings] if kind.has_top_p else None
+        return _Group(
+            positions=None if positions is None else upload(positions, torch.long, self._device),
+            seeds=upload([s.seed for s in settings], torch.long, self._device),
+            temperatures=column([s.temperature for s in settings]),
+            num_candidates=kind.num_candidates,
+            limits=Limits(
+                log_min_ps=None if log_min_ps is None else column(log_min_ps),
+                top_ks=None if top_ks is None else column(top_ks, torch.long),
+                top_ps=None if top_ps is None else column(top_ps, torch.float64),
+            ),
+        )
 
 
-def _filter(logits: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
-    """Sets to -inf all but the top k, then all but the smallest set of probability p; [N, V]."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(logits.shape[-1], device=logits.device)
-    ordered = ordered.masked_fill(ranks >= top_ks[:, None], float("-inf"))
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # the first token always stays
-    # A row without top p keeps its tail, which rounding puts at 1.0, whoever shares its batch.
-    is_beyond = (before >= top_ps[:, None]) & (top_ps[:, None] < 1.0)
-    ordered = ordered.masked_fill(is_beyond, float("-inf"))
-    return torch.empty_like(logits).scatter_(-1, order, ordered)
+def _tile_elements(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _TILE_ELEMENTS_OF_A_CORE * torch.get_num_threads()
+    return _TILE_ELEMENTS
 
 
-def _exponential(
-    seeds: torch.Tensor, output_indices: torch.Tensor, token_hashes: torch.Tensor
-) -> torch.Tensor:
-    """Noise ~ Exp(1) for every (seed, output index, token id); [N, V] float32, never 0."""
-    row_keys = _mix(_mix(seeds + _GOLDEN) + output_indices * _GOLDEN)  # [N]
-    bits = _mix(row_keys[:, None] ^ token_hashes)  # [N, V]
-    uniform = (_shift(bits, 32).float() + 0.5) * 2.0**-32  # finest near 0, where it decides most
-    return -torch.log1p(-uniform.clamp(max=_MAX_UNIFORM))
+def _takes_the_best(sampling: SamplingParams) -> bool:
+    """True when nothing is left to chance: also where min_p leaves only the best."""
+    return sampling.is_greedy or sampling.min_p >= 1.0
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of splitmix64 on int64 tensors, wrapping around as it must."""
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)) * _MIX_2
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift to the right: torch's own keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _kind(sampling: SamplingParams, vocab_size: int) -> _Kind:
+    has_top_k = 0 < sampling.top_k < vocab_size
+    enough = [k for k in _NUMBERS_OF_CANDIDATES if has_top_k and k >= sampling.top_k]
+    return _Kind(
+        num_candidates=min(enough[0], vocab_size) if enough else 0,
+        has_min_p=sampling.min_p > 0.0,
+        has_top_k=has_top_k,
+        has_top_p=sampling.top_p < 1.0,
+    )

@@ -6,14 +6,16 @@ worker plans no further than `MAX_UNACKNOWLEDGED_STEPS` ahead of it and never bl
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
-from gpu_worker.intake import IntakeLimits, to_sequence
+from gpu_worker.intake import IntakeLimits, to_sequences
 from gpu_worker.kv_cache import BLOCK_SIZE
-from gpu_worker.loading import load
+from gpu_worker.loading import LoadedModel, load
+from gpu_worker.profiling import profiled
+from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.reporting import IDLE_INTERVAL_SECONDS, LoadReporter
-from scheduler.plan import NO_TOKEN, StepPlan, StepResult
+from gpu_worker.runner import Runner
+from scheduler.plan import NO_TOKEN
 from scheduler.scheduler import SampledToken, Scheduler
 from scheduler.sequence import FINISH_REASONS, Sequence, State
 from shared.config import WorkerConfig
@@ -24,9 +26,9 @@ from shared.messages import (
     Generate,
     Message,
     RequestFailed,
+    RequestStarted,
     SequenceEnded,
     StepsAcknowledged,
-    TextStart,
     TokensSampled,
 )
 
@@ -34,13 +36,6 @@ logger = logging.getLogger(__name__)
 
 DETOKENIZER = "detokenizer-0"
 MAX_UNACKNOWLEDGED_STEPS = 64
-
-
-class Runner(Protocol):
-    """Whoever runs the model: a family of models, or a formula in tests."""
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Computes one step."""
 
 
 class Worker:
@@ -63,7 +58,7 @@ class Worker:
         self._limits = limits
         self._microsleep_seconds = microsleep_seconds
         self._clock = clock
-        self._texts: dict[str, TextStart] = {}  # of requests that the detokenizer has not heard of
+        self._unheard: dict[str, Generate] = {}  # the detokenizer knows nothing of them yet
         self._ended: list[SequenceEnded] = []  # ends to be told with the next message
         self._num_sent = 0
         self._num_acknowledged = 0
@@ -115,7 +110,7 @@ class Worker:
             case Generate():
                 self._admit(message)
             case Abort():
-                self._abort(message.request_id)
+                self._abort(message)
             case StepsAcknowledged():
                 if message.epoch == self.mailbox.identity.epoch:
                     self._num_acknowledged = max(self._num_acknowledged, message.step)
@@ -124,35 +119,37 @@ class Worker:
 
     def _admit(self, message: Generate) -> None:
         try:
-            sequence = to_sequence(message, self._limits)
+            sequences = to_sequences(message, self._limits)
         except RequestError as error:
             failed = RequestFailed(message.request_id, error.code, error.message, error.param)
             self.mailbox.send(f"frontend-{message.text.frontend_id}", failed)
             return
-        if self.scheduler.holds(sequence.request_id):
-            logger.warning("ignored a second Generate of %s", sequence.request_id)
+        if self.scheduler.holds(message.request_id):
+            logger.warning("ignored a second Generate of %s", message.request_id)
             return
-        self.scheduler.add(sequence)
-        if sequence.state is State.WAITING:
-            self._texts[sequence.request_id] = message.text
+        self.scheduler.add(*sequences)
+        if self.scheduler.holds(message.request_id):
+            self._unheard[message.request_id] = message
 
-    def _abort(self, request_id: str) -> None:
-        sequence = self.scheduler.abort(request_id)
-        if sequence is not None and self._texts.pop(request_id, None) is None:
-            self._ended.append(_ended(sequence))
+    def _abort(self, message: Abort) -> None:
+        sequences = self.scheduler.abort(message.request_id, message.choice)
+        if message.request_id not in self._unheard:
+            self._ended += [_ended(sequence) for sequence in sequences]
+        elif not self.scheduler.holds(message.request_id):
+            del self._unheard[message.request_id]
 
     def _send(self, outputs: list[SampledToken]) -> None:
         """Sends one step: its tokens, the requests that begin with it, and all that has ended."""
         tokens = [output for output in outputs if output.token_id != NO_TOKEN]
-        started = [self._texts.pop(output.sequence.request_id, None) for output in outputs]
         ended = [_ended(o.sequence) for o in outputs if o.sequence.state is not State.RUNNING]
         self._num_sent += 1
         message = TokensSampled(
             worker_id=self.mailbox.identity.index,
             epoch=self.mailbox.identity.epoch,
             step=self._num_sent,
-            started=tuple(text for text in started if text is not None),
+            started=tuple(self._started(outputs)),
             request_ids=tuple(output.sequence.request_id for output in tokens),
+            choices=tuple(output.sequence.choice for output in tokens),
             seqs=tuple(output.sequence.num_output_tokens - 1 for output in tokens),
             token_ids=tuple(output.token_id for output in tokens),
             ended=(*self._ended, *ended),
@@ -160,10 +157,18 @@ class Worker:
         self._ended = []
         self.mailbox.send(DETOKENIZER, message)
 
+    def _started(self, outputs: list[SampledToken]) -> Iterator[RequestStarted]:
+        """The requests of which the detokenizer hears with these outputs."""
+        for sequence in (output.sequence for output in outputs):
+            message = self._unheard.pop(sequence.request_id, None)
+            if message is not None:
+                yield RequestStarted(message.text, message.num_choices, sequence.num_cached)
+
 
 def _ended(sequence: Sequence) -> SequenceEnded:
     return SequenceEnded(
         sequence.request_id,
+        sequence.choice,
         FINISH_REASONS[sequence.state],
         hides_last_token=sequence.state is State.STOPPED,
     )
@@ -172,19 +177,29 @@ def _ended(sequence: Sequence) -> SequenceEnded:
 def run(config: WorkerConfig, mailbox: Mailbox) -> None:
     """Loads the model, says that it is ready, and serves until the launcher says stop."""
     loaded = load(config)
-    scheduler = Scheduler(
+    with profiled(loaded.runner, config) as runner:
+        worker = Worker(
+            mailbox,
+            _scheduler(loaded, config),
+            IsolatingRunner(runner),
+            IntakeLimits(
+                max_model_len=loaded.max_model_len,
+                vocab_size=loaded.vocab_size,
+                end_token_ids=loaded.end_token_ids,
+                rope_class=loaded.rope_class,
+            ),
+            microsleep_seconds=config.continuous_batching_microsleep,
+        )
+        mailbox.report_ready(loaded.max_model_len)
+        worker.run()
+
+
+def _scheduler(loaded: LoadedModel, config: WorkerConfig) -> Scheduler:
+    return Scheduler(
         num_blocks=loaded.num_blocks,
         block_size=BLOCK_SIZE,
         max_sequences=config.continuous_batching_batch_size,
         max_tokens_per_step=config.max_num_batched_tokens,
         max_early_aborts=2 * config.max_concurrent,
+        prefix_caching=config.prefix_caching,
     )
-    worker = Worker(
-        mailbox,
-        scheduler,
-        loaded.runner,
-        IntakeLimits(loaded.max_model_len, loaded.vocab_size, loaded.end_token_ids),
-        microsleep_seconds=config.continuous_batching_microsleep,
-    )
-    mailbox.report_ready(loaded.max_model_len)
-    worker.run()

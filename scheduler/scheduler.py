@@ -4,10 +4,13 @@
 step carries one token of each decoding sequence and as much prefill as the token budget leaves, so
 that a long prompt delays nobody by more than one chunk.
 
-A sequence is admitted when a row is free and the pool can hold it to its full length; so it never
-waits for blocks once it runs. The order is first come, first served.
+The order is first come, first served. A sequence is admitted when the pool can hold what it has so
+far, not all that it may become. When a decoding sequence finds no block, the newest one that runs
+gives up its own and is computed again later; the third time that this happens to a sequence, it
+comes back only with blocks for all that it may become, and keeps them.
 """
 
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
 
@@ -15,13 +18,24 @@ from scheduler.block_pool import BlockPool
 from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult
 from scheduler.sequence import Sequence, State
 
+MAX_PREEMPTIONS = 3
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class SampledToken:
     """One sequence's share in a step: a new token, an end, or both."""
 
     sequence: Sequence
     token_id: int  # NO_TOKEN when the sequence failed
+
+
+@dataclass
+class Counters:
+    """What has happened so far, for metrics."""
+
+    num_preemptions: int = 0
+    num_queried_tokens: int = 0  # of prompts that were looked up in the prefix cache
+    num_cached_tokens: int = 0  # of those, found there
 
 
 class Scheduler:
@@ -35,24 +49,29 @@ class Scheduler:
         max_sequences: int,
         max_tokens_per_step: int,
         max_early_aborts: int = 256,
+        prefix_caching: bool = True,
     ) -> None:
         self.pool = BlockPool(num_blocks)
+        self.counters = Counters()
         self._block_size = block_size
         self._home_size = max(1, num_blocks // max_sequences)  # blocks that a row prefers
         self._max_tokens_per_step = max(max_tokens_per_step, max_sequences)
         self._max_early_aborts = max_early_aborts
-        self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
-        self._running: dict[int, Sequence] = {}  # by row, in order of admission
+        self._prefix_caching = prefix_caching
+        self._requests: dict[str, list[Sequence]] = {}  # that have not ended, by request
+        self._waiting: list[Sequence] = []  # in order of arrival
+        self._running: list[Sequence] = []  # in order of arrival
+        self._rows: dict[int, Sequence] = {}
         self._free_rows = list(range(max_sequences))[::-1]
-        self._num_reserved = 0  # blocks promised to running sequences
+        self._num_promised = 0  # blocks that running sequences may still take without asking
         self._early_aborts: dict[str, None] = {}  # they overtook their sequence; oldest first
+        self._num_arrived = 0
         self._step = 0
 
     @property
     def is_idle(self) -> bool:
         """True when no sequence waits or runs."""
-        return not self._sequences
+        return not self._requests
 
     @property
     def num_running(self) -> int:
@@ -65,46 +84,54 @@ class Scheduler:
         return len(self._waiting)
 
     def holds(self, request_id: str) -> bool:
-        """True while the sequence waits or runs."""
-        return request_id in self._sequences
+        """True while a sequence of the request waits or runs."""
+        return request_id in self._requests
 
-    def add(self, sequence: Sequence) -> None:
-        """Queues a sequence that the pool can hold, unless its abort has come already."""
-        needed = self._num_blocks_for(sequence.max_computed)
-        assert needed <= self.pool.num_blocks, "checked at the worker's door"
-        if sequence.request_id in self._early_aborts:
-            del self._early_aborts[sequence.request_id]
-            sequence.change(State.ABORTED)
+    def add(self, *siblings: Sequence) -> None:
+        """Queues the sequences of a request, unless its abort has come already.
+
+        The pool must be able to hold each of them alone to its full length.
+        """
+        request_id = siblings[0].request_id
+        if request_id in self._early_aborts:
+            del self._early_aborts[request_id]
+            for sequence in siblings:
+                sequence.change(State.ABORTED)
             return
-        self._sequences[sequence.request_id] = sequence
-        self._waiting.append(sequence)
+        self._requests[request_id] = list(siblings)
+        for sequence in siblings:
+            needed = self._num_blocks_for(sequence.max_computed)
+            assert needed <= self.pool.num_blocks, "checked at the worker's door"
+            sequence.arrival = self._num_arrived
+            self._num_arrived += 1
+            if not self._prefix_caching and sequence.cache_salt is not None:
+                is_alone = len(siblings) == 1  # nothing is shared beyond the request
+                sequence.cache_salt = None if is_alone else str(siblings[0].arrival)
+            self._waiting.append(sequence)
 
-    def abort(self, request_id: str) -> Sequence | None:
-        """Ends the sequence in any state and returns it; an unknown id is remembered for `add`."""
-        sequence = self._sequences.get(request_id)
-        if sequence is None:
+    def abort(self, request_id: str, choice: int | None = None) -> list[Sequence]:
+        """Ends one answer of the request, or all, in any state, and returns them.
+
+        The abort of a whole request that is not known is remembered for `add`.
+        """
+        if request_id not in self._requests and choice is None:
             self._remember_abort(request_id)
-            return None
-        was_running = sequence.state is State.RUNNING
-        sequence.change(State.ABORTED)
-        if was_running:
-            self._release(sequence)
-        else:
-            self._waiting.remove(sequence)
-        del self._sequences[request_id]
-        return sequence
+        siblings = self._requests.get(request_id, ())
+        aborted = [s for s in siblings if choice is None or s.choice == choice]
+        for sequence in aborted:
+            self._end(sequence, State.ABORTED)
+        return aborted
 
     def schedule(self) -> StepPlan:
         """Returns the next step: decodes first, then prefill in order of arrival."""
         self._step += 1
-        decodes = tuple(
-            self._chunk(sequence, 1) for sequence in self._running.values() if sequence.is_decoding
-        )
-        admissions, prefills = self._plan_prefills(self._max_tokens_per_step - len(decodes))
+        decodes = self._plan_decodes()
+        admissions: list[Admission] = []
+        prefills = self._plan_prefills(len(decodes), admissions)
         return StepPlan(self._step, tuple(admissions), (*decodes, *prefills), len(decodes))
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[SampledToken]:
-        """Records a computed step and returns what became of each sequence that got a token.
+        """Records a computed step and returns what became of each sequence that it changed.
 
         Sequences aborted since the plan was made are passed over.
         """
@@ -112,69 +139,156 @@ class Scheduler:
         outputs = []
         for chunk in plan.chunks:
             token_id = next(sampled) if chunk.samples else None
-            sequence = self._running.get(chunk.row)
+            sequence = self._rows.get(chunk.row)
             if sequence is None:
+                continue
+            if chunk.row in result.failed_rows or token_id == NO_TOKEN:
+                self._end(sequence, State.FAILED)
+                outputs.append(SampledToken(sequence, NO_TOKEN))
                 continue
             sequence.num_computed += len(chunk.token_ids)
             if token_id is not None:
+                self._publish(sequence)
                 self._record(sequence, token_id)
                 outputs.append(SampledToken(sequence, token_id))
         return outputs
 
     def check(self) -> None:
-        """Asserts that blocks, rows and reservations are all accounted for."""
-        self.pool.check(sequence.blocks for sequence in self._running.values())
-        running = list(self._running.values())
-        reserved = sum(self._num_blocks_for(sequence.max_computed) for sequence in running)
-        assert reserved == self._num_reserved <= self.pool.num_blocks, "reservations are wrong"
-        assert not self._running.keys() & set(self._free_rows), "a row is both free and used"
-        assert {*running, *self._waiting} == set(self._sequences.values()), "a sequence is lost"
-        for sequence in running:
+        """Asserts that blocks, rows and promises are all accounted for."""
+        self.pool.check(sequence.blocks for sequence in self._running)
+        assert self._rows == {sequence.row: sequence for sequence in self._running}
+        assert not self._rows.keys() & set(self._free_rows), "a row is both free and used"
+        everybody = {s for siblings in self._requests.values() for s in siblings}
+        assert {*self._running, *self._waiting} == everybody, "a sequence is lost"
+        open_promises = sum(max(0, s.num_promised - len(s.blocks)) for s in self._running)
+        assert open_promises == self._num_promised <= self.pool.num_available
+        for queue in (self._running, self._waiting):
+            arrivals = [sequence.arrival for sequence in queue]
+            assert arrivals == sorted(arrivals), "somebody was overtaken"
+        for sequence in self._running:
             assert self._num_blocks_for(sequence.num_computed) <= len(sequence.blocks)
+        assert not any(sequence.blocks for sequence in self._waiting)
 
     def _remember_abort(self, request_id: str) -> None:
         self._early_aborts[request_id] = None
         if len(self._early_aborts) > self._max_early_aborts:
             del self._early_aborts[next(iter(self._early_aborts))]
 
-    def _plan_prefills(self, budget: int) -> tuple[list[Admission], list[Chunk]]:
+    # ── planning ─────────────────────────────────────────────────────────────────────────────────
+
+    def _plan_decodes(self) -> list[Chunk]:
+        """One token of everybody who decodes; the newest may lose their blocks to the others."""
+        decodes = []
+        for sequence in tuple(self._running):
+            if sequence.state is not State.RUNNING or not sequence.is_decoding:
+                continue
+            if sequence.num_computed % self._block_size == 0 and not self._make_room(sequence):
+                continue
+            decodes.append(self._chunk(sequence, 1))
+        return decodes
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Sees to it that the sequence can take one more block, or preempts it."""
+        if len(sequence.blocks) < sequence.num_promised:
+            return True
+        while self.pool.num_available <= self._num_promised:
+            victim = next(s for s in reversed(self._running) if self._may_preempt(s))
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _may_preempt(self, sequence: Sequence) -> bool:
+        return sequence.num_preemptions < MAX_PREEMPTIONS
+
+    def _plan_prefills(self, num_decodes: int, admissions: list[Admission]) -> list[Chunk]:
         """Spends the budget on prompts that have begun, then on those that can be admitted."""
-        admissions: list[Admission] = []
+        budget = self._max_tokens_per_step - num_decodes
         prefills: list[Chunk] = []
-        begun = deque(s for s in self._running.values() if not s.is_decoding)
-        while budget and (begun or self._can_admit()):
-            sequence = begun.popleft() if begun else self._admit(admissions)
-            length = min(budget, sequence.num_prompt_tokens - sequence.num_computed)
+        begun: deque[Sequence] = deque()
+        if num_decodes < len(self._running):
+            begun.extend(s for s in self._running if not s.is_decoding)
+        while budget > 0:
+            sequence = begun.popleft() if begun else self._admit_next(admissions)
+            if sequence is None:
+                break
+            length = min(budget, len(sequence.token_ids) - sequence.num_computed)
             prefills.append(self._chunk(sequence, length))
             budget -= length
-        return admissions, prefills
+        return prefills
 
-    def _can_admit(self) -> bool:
+    def _admit_next(self, admissions: list[Admission]) -> Sequence | None:
+        """Admits the first that waits if a row is free, and blocks for what it has so far.
+
+        One whose leader still computes their prompt is passed over until its blocks can be shared.
+        """
         if not self._waiting or not self._free_rows:
-            return False
-        needed = self._num_blocks_for(self._waiting[0].max_computed)
-        return self._num_reserved + needed <= self.pool.num_blocks
-
-    def _admit(self, admissions: list[Admission]) -> Sequence:
-        sequence = self._waiting.popleft()
-        sequence.change(State.RUNNING)
-        sequence.row = self._free_rows.pop()
-        self._running[sequence.row] = sequence
-        self._num_reserved += self._num_blocks_for(sequence.max_computed)
-        admissions.append(Admission(sequence.row, sequence.sampling))
+            return None
+        ready = (s for s in self._waiting if not _waits_for_leader(s, self._block_size))
+        sequence = next(ready, None)
+        if sequence is None:
+            return None
+        found = self._find(sequence)
+        if not self._has_room(sequence, found):
+            return None
+        self._admit(sequence, found)
+        admissions.append(_admission(sequence))
         return sequence
+
+    def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
+        """True when the pool can hold the sequence beside those that run.
+
+        One block more is left for each of these, so that nobody is admitted only to be preempted
+        soon.
+        """
+        needed = self._num_to_promise(sequence) - len(found) + self.pool.num_unowned(found)
+        spare = 0 if sequence.num_preemptions >= MAX_PREEMPTIONS else len(self._running)
+        return self._num_promised + needed + spare <= self.pool.num_available
+
+    def _find(self, sequence: Sequence) -> list[int]:
+        """Known blocks of the sequence's beginning; its last token is always left to compute."""
+        if sequence.cache_salt is None:
+            return []
+        num_blocks = (len(sequence.token_ids) - 1) // self._block_size
+        return self.pool.find(sequence.block_keys(num_blocks, self._block_size))
+
+    def _num_to_promise(self, sequence: Sequence) -> int:
+        is_reserved = sequence.num_preemptions >= MAX_PREEMPTIONS
+        num_tokens = sequence.max_computed if is_reserved else len(sequence.token_ids)
+        return self._num_blocks_for(num_tokens)
+
+    def _admit(self, sequence: Sequence, found: list[int]) -> None:
+        sequence.change(State.RUNNING)
+        _remove(self._waiting, sequence)
+        self.pool.share(found)
+        sequence.blocks = found
+        sequence.num_published = len(found)
+        sequence.num_computed = len(found) * self._block_size
+        sequence.num_promised = self._num_to_promise(sequence)
+        self._num_promised += sequence.num_promised - len(found)
+        sequence.row = self._free_rows.pop()
+        self._rows[sequence.row] = sequence
+        insort(self._running, sequence, key=_arrival)
+        self._count_lookup(sequence)
+
+    def _count_lookup(self, sequence: Sequence) -> None:
+        if sequence.num_preemptions == 0 and sequence.cache_salt is not None:
+            sequence.num_cached = sequence.num_computed
+            self.counters.num_queried_tokens += sequence.num_prompt_tokens
+            self.counters.num_cached_tokens += sequence.num_cached
 
     def _chunk(self, sequence: Sequence, length: int) -> Chunk:
         """Plans the next tokens of a sequence and gives it the blocks that they need."""
-        start, end = sequence.num_computed, sequence.num_computed + length
-        new_blocks = self._grow(sequence, end)
+        start = sequence.num_computed
+        end = start + length
+        is_covered = end <= len(sequence.blocks) * self._block_size
         return Chunk(
-            row=sequence.row,
-            start=start,
-            token_ids=tuple(sequence.token_ids[start:end]),
-            new_blocks=new_blocks,
-            output_index=sequence.num_output_tokens,
-            samples=end == len(sequence.token_ids),
+            sequence.row,
+            start,
+            tuple(sequence.token_ids[start:end]),
+            () if is_covered else self._grow(sequence, end),
+            len(sequence.token_ids) - sequence.num_prompt_tokens,
+            end == len(sequence.token_ids),
         )
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> tuple[int, ...]:
@@ -182,25 +296,90 @@ class Scheduler:
         while len(sequence.blocks) < self._num_blocks_for(num_tokens):
             home = sequence.row * self._home_size + 1
             preferred = sequence.blocks[-1] + 1 if sequence.blocks else home
+            if len(sequence.blocks) < sequence.num_promised:
+                self._num_promised -= 1
             sequence.blocks.append(self.pool.allocate(preferred))
         return tuple(sequence.blocks[num_old:])
 
+    # ── recording ────────────────────────────────────────────────────────────────────────────────
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Lets full blocks be found, now that a token was sampled from them: they are sound."""
+        num_full = sequence.num_computed // self._block_size
+        if num_full == sequence.num_published or sequence.cache_salt is None:
+            return
+        for number in range(sequence.num_published, num_full):
+            key = sequence.block_key(number, self._block_size)
+            self.pool.publish(sequence.blocks[number], key)
+        sequence.num_published = num_full
+
     def _record(self, sequence: Sequence, token_id: int) -> None:
-        if token_id == NO_TOKEN:
-            sequence.change(State.FAILED)
-        else:
-            sequence.append(token_id)
+        sequence.append(token_id)
         if sequence.state is not State.RUNNING:
             self._release(sequence)
-            del self._sequences[sequence.request_id]
+            self._forget(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Sends a running sequence back to its place in the queue, without its blocks."""
+        sequence.change(State.WAITING)
+        sequence.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        self._release(sequence)
+        insort(self._waiting, sequence, key=_arrival)
+
+    def _end(self, sequence: Sequence, state: State) -> None:
+        was_running = sequence.state is State.RUNNING
+        sequence.change(state)
+        if was_running:
+            self._release(sequence)
+        else:
+            _remove(self._waiting, sequence)
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        siblings = [s for s in self._requests[sequence.request_id] if s is not sequence]
+        if siblings:
+            self._requests[sequence.request_id] = siblings
+        else:
+            del self._requests[sequence.request_id]
 
     def _release(self, sequence: Sequence) -> None:
         """Takes back what `_admit` and `_grow` gave; no step that writes there may be under way."""
+        self._num_promised -= max(0, sequence.num_promised - len(sequence.blocks))
         self.pool.free(sequence.blocks)
         sequence.blocks = []
-        del self._running[sequence.row]
+        sequence.num_computed = 0
+        _remove(self._running, sequence)
+        del self._rows[sequence.row]
         self._free_rows.append(sequence.row)
-        self._num_reserved -= self._num_blocks_for(sequence.max_computed)
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival
+
+
+def _remove(queue: list[Sequence], sequence: Sequence) -> None:
+    """Takes a sequence out of a queue that is in order of arrival, however long it is."""
+    del queue[bisect_left(queue, sequence.arrival, key=_arrival)]
+
+
+def _waits_for_leader(sequence: Sequence, block_size: int) -> bool:
+    """True while another answer to the same prompt computes the blocks that this one will share."""
+    leader = sequence.leader
+    if leader is None or leader.state is not State.RUNNING or sequence.cache_salt is None:
+        return False
+    return leader.num_computed < leader.num_prompt_tokens > block_size
+
+
+def _admission(sequence: Sequence) -> Admission:
+    return Admission(
+        row=sequence.row,
+        sampling=sequence.sampling,
+        token_ids=tuple(sequence.token_ids),
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        end_token_ids=sequence.end_token_ids,
+        cached_blocks=tuple(sequence.blocks),
+    )

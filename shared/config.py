@@ -19,15 +19,23 @@ def flag(
     text: str,
     *,
     env: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
     at_least: float = -math.inf,
     at_most: float = math.inf,
 ) -> Any:
     """A dataclass field that is also `--its-name` and the environment variable `ITS_NAME`.
 
-    `env` replaces the variable's name; the first name that is set wins.
+    `env` replaces the variable's name; the first name that is set wins. `aliases` are further
+    options, such as `--old-name`, that mean the same.
     """
-    metadata = {"help": text, "env": env, "choices": choices, "range": (at_least, at_most)}
+    metadata = {
+        "help": text,
+        "env": env,
+        "aliases": aliases,
+        "choices": choices,
+        "range": (at_least, at_most),
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -83,7 +91,7 @@ class ModelConfig:
 
 
 def _max_concurrent() -> Any:
-    return flag(100, "most requests at a time; beyond it: 429", at_least=1)
+    return flag(100, "most answers under way at a time; beyond it: 429", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class FrontendConfig:
         "", "the model's name in the API; default: as in --hf-model, of a path its last part"
     )
     max_concurrent: int = _max_concurrent()
+    max_n: int = flag(128, "most answers to one prompt; never above --max-concurrent", at_least=1)
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
     )
@@ -156,9 +165,41 @@ class WorkerConfig:
         at_least=1,
     )
     kv_cache_memory_fraction: float = flag(
-        0.5, "most of the free memory for the KV cache", at_least=0, at_most=1
+        0.0,
+        "most of the free memory for the KV cache; 0: 0.9 on a GPU, 0.5 on the CPU",
+        at_least=0,
+        at_most=1,
+    )
+    static_cache: bool = flag(
+        False,
+        "size the KV cache for batch size × the lengths below, in place of by free memory",
+    )
+    static_cache_encoder_max_length: int = flag(
+        256, "longest encoder input under --static-cache; encoder-decoders only", at_least=1
+    )
+    static_cache_decoder_max_length: int = flag(
+        256, "longest prompt plus answer under --static-cache, in tokens", at_least=1
+    )
+    prefix_caching: bool = flag(
+        True, "keep finished prompts' KV blocks for prompts that begin alike"
+    )
+    cuda_graphs: bool = flag(True, "replay decode steps as CUDA graphs; a GPU only")
+    cpu_kernels: bool = flag(
+        True, "compile and use the native CPU kernels where this machine can; else plain torch"
     )
     cpu_threads: int = flag(0, "threads of a step on the CPU; 0: torch's own choice", at_least=0)
+    torch_profiling: bool = flag(
+        False,
+        "torch.profiler around the first prefill and decode steps: a table in the log, a Chrome trace",
+        env=("TORCH_PROFILING", "TORCH_AUTOGRAD_PROFILING"),
+        aliases=("--torch-autograd-profiling",),
+    )
+    torch_profiling_steps: int = flag(
+        200, "steps that --torch-profiling records; bounds its memory", at_least=1
+    )
+    torch_profiling_directory: str = flag(
+        "", "where the Chrome trace goes; default: the system's directory for temporary files"
+    )
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ def variables(field: dataclasses.Field[Any]) -> tuple[str, ...]:
     return field.metadata["env"] or (field.name.upper(),)
 
 
+def names_of(field: dataclasses.Field[Any]) -> tuple[str, ...]:
+    """The options that set a flag: its own name, then its aliases."""
+    return (_option(field), *field.metadata["aliases"])
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise FatalError(f"{message} (see --help)", EXIT_CONFIGURATION)
@@ -74,11 +79,17 @@ def _add_argument(group: Any, field: dataclasses.Field[Any]) -> None:
     help_text = f"{text} (default: {field.default!r}, env: {names})".replace("%", "%%")
     options = {"nargs": "?", "const": "true"} if field.type is bool else {}
     metavar = field.type.__name__.upper() if isinstance(field.type, type) else "VALUE"
-    group.add_argument(_option(field), default=None, metavar=metavar, help=help_text, **options)
+    group.add_argument(
+        *names_of(field), dest=field.name, default=None, metavar=metavar, help=help_text, **options
+    )
     if field.type is bool:
-        no_option = "--no-" + _option(field).removeprefix("--")
+        no_options = ["--no-" + option.removeprefix("--") for option in names_of(field)]
         group.add_argument(
-            no_option, dest=field.name, action="store_const", const="false", help=argparse.SUPPRESS
+            *no_options,
+            dest=field.name,
+            action="store_const",
+            const="false",
+            help=argparse.SUPPRESS,
         )
 
 

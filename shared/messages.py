@@ -81,6 +81,8 @@ class Tokenize:
     max_tokens: int | None  # None: whatever the context leaves
     stop: tuple[str, ...]
     sampling: SamplingParams
+    num_choices: int  # answers to the one prompt
+    cache_salt: str  # only prompts with the same salt share cached keys and values
 
 
 # ── 2. tokenizer -> frontend, worker ─────────────────────────────────────────────────────────────
@@ -111,7 +113,9 @@ class Generate:
     request_id: str
     prompt_token_ids: tuple[int, ...]
     max_tokens: int  # >= 1 and within the context
-    sampling: SamplingParams
+    sampling: SamplingParams  # of the first choice; each further one adds 1 to the seed
+    num_choices: int
+    cache_salt: str
     text: TextStart
 
 
@@ -120,9 +124,19 @@ class Abort:
     """frontend, detokenizer -> worker, and frontend -> tokenizer: nobody wants the rest."""
 
     request_id: str
+    choice: int | None = None  # one answer alone; None: all of them
 
 
 # ── 3. worker -> detokenizer ─────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class RequestStarted:
+    """A request's first appearance in a step (part of `TokensSampled`)."""
+
+    text: TextStart
+    num_choices: int
+    cached_tokens: int  # tokens of the prompt whose keys and values were there already
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,7 @@ class SequenceEnded:
     """One sequence that ended in a step (part of `TokensSampled`)."""
 
     request_id: str
+    choice: int
     finish_reason: str  # "stop", "length", "abort" or "error"
     hides_last_token: bool  # the last token is an end token: counted, not shown
 
@@ -141,8 +156,9 @@ class TokensSampled:
     worker_id: int
     epoch: int
     step: int
-    started: tuple[TextStart, ...]  # requests whose first token is in this step
+    started: tuple[RequestStarted, ...]  # requests whose first token is in this step
     request_ids: tuple[str, ...]
+    choices: tuple[int, ...]  # which answer of its request
     seqs: tuple[int, ...]  # 0-based number of this token in its answer; gaps fail the request
     token_ids: tuple[int, ...]
     ended: tuple[SequenceEnded, ...]
@@ -161,21 +177,23 @@ class StepsAcknowledged:
 
 @dataclass(frozen=True)
 class TextEnded:
-    """One request that ended (part of `TextProduced`)."""
+    """One answer that ended (part of `TextProduced`)."""
 
     request_id: str
+    choice: int
     finish_reason: str  # "stop" or "length"
-    completion_tokens: int
+    cached_tokens: int  # of the request's prompt
 
 
 @dataclass(frozen=True)
 class TextProduced:
-    """detokenizer -> frontend: one per step; the columns are parallel, one row a request."""
+    """detokenizer -> frontend: one per step; the columns are parallel, one row an answer."""
 
     worker_id: int
     epoch: int  # of the worker that sampled the tokens
     request_ids: tuple[str, ...]
-    seqs: tuple[int, ...]  # 0-based number of this event of its request
+    choices: tuple[int, ...]
+    seqs: tuple[int, ...]  # 0-based number of this event of its answer
     texts: tuple[str, ...]  # may be empty while text is held back
     completion_tokens: tuple[int, ...]  # tokens so far
     ended: tuple[TextEnded, ...]
@@ -202,6 +220,9 @@ class WorkerReported:
     num_waiting: int
     num_blocks: int
     num_used_blocks: int
+    num_preemptions: int  # so far
+    num_queried_tokens: int  # prompt tokens looked up in the prefix cache so far
+    num_cached_tokens: int  # of those, found there
     num_prompt_tokens: int  # prompt tokens computed so far
     num_generated_tokens: int  # tokens sampled so far
     num_mixed_steps: int  # steps so far that held both prefill and decode

@@ -5,19 +5,36 @@ from dataclasses import dataclass
 # Temperatures below this are greedy: dividing logits by less overflows float32 for real models.
 GREEDY_BELOW = 1e-5
 
+# What the frontend lets in and the worker relies on.
+MAX_PENALTY = 2.0  # of frequency and presence, both ways (OpenAI)
+MIN_REPETITION_PENALTY = 0.01  # logits are divided by it and must stay finite
+MAX_REPETITION_PENALTY = 10.0
+MAX_BIAS = 100.0  # both ways (OpenAI)
+MAX_BIASED_TOKENS = 1024
+MAX_STOP_TOKENS = 128
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one sequence's next token is chosen.
+    """How one sequence's next token is chosen, and which tokens may end it.
 
-    `seed` is always set: a request without one gets a random seed where it is admitted, so that the
-    noise of a sequence never depends on who shares its batch.
+    The order is: penalties, bias and `min_tokens` on the logits, then temperature, then `min_p`,
+    `top_k` and `top_p`. `seed` is always set: a request without one gets a random seed where it is
+    admitted, so that the noise of a sequence never depends on who shares its batch.
     """
 
     seed: int  # 0 <= seed < 2**63
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0  # smallest set of tokens with at least this probability; 0 is the best token
     top_k: int = 0  # 0 is off
+    min_p: float = 0.0  # tokens under this share of the best one's probability are out; 0 is off
+    repetition_penalty: float = 1.0  # > 0; of tokens in prompt or answer (Keskar et al., 2019)
+    frequency_penalty: float = 0.0  # times the token's count in the answer (OpenAI)
+    presence_penalty: float = 0.0  # once for a token that is in the answer (OpenAI)
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    min_tokens: int = 0  # end tokens are impossible before as many
+    ignore_eos: bool = False  # the model's own end tokens do not end the answer
+    stop_token_ids: tuple[int, ...] = ()  # further end tokens
 
     @property
     def is_greedy(self) -> bool:

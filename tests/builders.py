@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from scheduler.plan import StepPlan, StepResult
+from scheduler.plan import Admission, StepPlan, StepResult
 from scheduler.scheduler import SampledToken, Scheduler
 from scheduler.sequence import Sequence
 from shared.sampling import SamplingParams
@@ -14,10 +14,10 @@ GREEDY = SamplingParams(seed=0, temperature=0.0)
 END_TOKEN = 1
 
 
-def make_scheduler(**overrides: int) -> Scheduler:
+def make_scheduler(*, prefix_caching: bool = False, **overrides: int) -> Scheduler:
     """A small scheduler: 64 blocks of 4 tokens, 4 rows, 16 tokens a step."""
     sizes = {"num_blocks": 64, "block_size": 4, "max_sequences": 4, "max_tokens_per_step": 16}
-    return Scheduler(**{**sizes, **overrides})
+    return Scheduler(prefix_caching=prefix_caching, **{**sizes, **overrides})
 
 
 def make_sequence(
@@ -29,6 +29,17 @@ def make_sequence(
     """A sequence whose prompt is 10, 11, 12, …"""
     prompt = tuple(range(10, 10 + num_prompt_tokens))
     return Sequence(request_id, prompt, max_tokens, frozenset({END_TOKEN}), sampling)
+
+
+def make_admission(row: int = 0, sampling: SamplingParams = GREEDY, **overrides: Any) -> Admission:
+    """A row for a new sequence whose prompt is token 10."""
+    rest: dict[str, Any] = {
+        "token_ids": (10,),
+        "num_prompt_tokens": 1,
+        "end_token_ids": frozenset({END_TOKEN}),
+        "cached_blocks": (),
+    }
+    return Admission(row=row, sampling=sampling, **{**rest, **overrides})
 
 
 def run_step(scheduler: Scheduler, token_id: int = 7) -> tuple[StepPlan, list[SampledToken]]:
@@ -60,7 +71,11 @@ def make_model(model_type: str, seed: int = 0, **overrides: Any) -> "PreTrainedM
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **{**RANDOM_MODEL, **overrides})
+    if "text_config" in overrides:  # a model that sees too: the sizes are its decoder's
+        overrides["text_config"] = {**RANDOM_MODEL, **overrides["text_config"]}
+        config = AutoConfig.for_model(model_type, **overrides)
+    else:
+        config = AutoConfig.for_model(model_type, **{**RANDOM_MODEL, **overrides})
     auto_model: Any = AutoModelForCausalLM  # transformers leaves `from_config` untyped
     model: PreTrainedModel = auto_model.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():

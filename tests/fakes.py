@@ -1,10 +1,10 @@
 """Stand-ins with predictable answers: a formula for a model, lists for sockets, a clock by hand."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from scheduler.plan import NO_TOKEN, Chunk, StepPlan, StepResult
+from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult
 from shared.config import Identity
 from shared.errors import ErrorCode
 from shared.mailbox import Mailbox
@@ -50,6 +50,7 @@ class FormulaRunner:
 
     def __init__(self, *, num_blocks: int, block_size: int, max_sequences: int) -> None:
         self.plans: list[StepPlan] = []
+        self.num_written = 0  # tokens whose keys and values were computed
         self.tables: dict[int, list[int]] = {}
         self._num_seen: dict[int, int] = {}
         self._block_size = block_size
@@ -65,35 +66,46 @@ class FormulaRunner:
         """Computes one step, after looking at the plan as a suspicious reader."""
         self.plans.append(plan)
         for admission in plan.admissions:
-            assert 0 <= admission.row < self._num_rows
-            self.tables[admission.row] = []
-            self._num_seen[admission.row] = 0
+            self._begin(admission)
         for chunk in plan.chunks:
             self._write(chunk)
         self._check_order(plan)
         sampled = [chunk for chunk in plan.chunks if chunk.samples]
         return StepResult(tuple(formula(self._context(chunk.row)) for chunk in sampled))
 
+    def _begin(self, admission: Admission) -> None:
+        assert 0 <= admission.row < self._num_rows
+        num_cached = len(admission.cached_blocks) * self._block_size
+        self.tables[admission.row] = list(admission.cached_blocks)
+        self._num_seen[admission.row] = num_cached
+        assert num_cached < len(admission.token_ids), "nothing is left to compute"
+        found = tuple(self._context(admission.row))
+        assert found == admission.token_ids[:num_cached], "a cached block holds something else"
+
     def _write(self, chunk: Chunk) -> None:
-        table = self.tables[chunk.row]
-        table += chunk.new_blocks
-        assert 0 not in table, "block 0 is scratch"
         assert chunk.token_ids, "an empty chunk"
         assert chunk.start == self._num_seen[chunk.row], "tokens skipped or computed twice"
+        num_old = -(-chunk.start // self._block_size)
+        table = self.tables[chunk.row]
+        assert len(table) == num_old, "blocks and tokens do not match"
+        table += chunk.new_blocks
+        assert 0 not in table, "block 0 is scratch"
         end = chunk.start + len(chunk.token_ids)
         assert len(table) == -(-end // self._block_size), "blocks and tokens do not match"
         for position, token_id in enumerate(chunk.token_ids, start=chunk.start):
             self._slots[self._slot(chunk.row, position)] = token_id
         self._num_seen[chunk.row] = end
+        self.num_written += len(chunk.token_ids)
 
     def _check_order(self, plan: StepPlan) -> None:
         rows = [chunk.row for chunk in plan.chunks]
         assert len(rows) == len(set(rows)), "a row is twice in one step"
-        blocks = [block for row in rows for block in self.tables[row]]
-        assert len(blocks) == len(set(blocks)), "two live rows share a block"
+        readers = Counter(block for row in rows for block in set(self.tables[row]))
+        for chunk in plan.chunks:
+            written = self.tables[chunk.row][chunk.start // self._block_size :]
+            assert all(readers[block] == 1 for block in written), "somebody reads what is written"
         decodes = plan.chunks[: plan.num_decodes]
         assert all(len(chunk.token_ids) == 1 and chunk.output_index for chunk in decodes)
-        assert not any(chunk.output_index for chunk in plan.chunks[plan.num_decodes :])
 
     def _context(self, row: int) -> list[int]:
         slots = [self._slot(row, position) for position in range(self._num_seen[row])]

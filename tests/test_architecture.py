@@ -33,6 +33,7 @@ MAX_STEP_LOOP_LINES = 40
 MAX_MESSAGES_LINES = 300
 
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
+BROUGHT_BY_TORCH = {"triton"}  # its CUDA builds pin the version
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
 
@@ -221,9 +222,16 @@ def test_every_foreign_import_is_pinned() -> None:
     pinned = {pin.lower().replace("_", "-") for pin in pins}
     distributions = packages_distributions()
     for path in SERVER_FILES:
-        for root in imported_roots(path) - sys.stdlib_module_names - PACKAGES:
+        for root in imported_roots(path) - sys.stdlib_module_names - PACKAGES - BROUGHT_BY_TORCH:
             provided_by = {d.lower().replace("_", "-") for d in distributions[root]}
             assert provided_by & pinned, f"{name(path)} imports {root}"
+
+
+def test_the_server_starts_without_triton() -> None:
+    """Only the backend that a CUDA device is given imports it."""
+    for path in SERVER_FILES:
+        if not name(path).startswith("gpu_worker/attention/triton_"):
+            assert "triton" not in imported_roots(path), name(path)
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])

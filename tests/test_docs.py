@@ -35,12 +35,12 @@ def rows(document: str, title: str) -> list[list[str]]:
 
 def flag_row(field: dataclasses.Field[Any]) -> str:
     """One flag as a line of the table."""
-    option = "--" + field.name.replace("_", "-")
+    options = ", ".join(f"`{option}`" for option in flags.names_of(field))
     variables = ", ".join(f"`{variable}`" for variable in flags.variables(field))
     default = "–" if field.default == "" else f"`{field.default}`"
     choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
     meaning = field.metadata["help"] + (f"; one of {choices}" if choices else "")
-    return f"| `{option}` | {variables} | {default} | {meaning} |"
+    return f"| {options} | {variables} | {default} | {meaning} |"
 
 
 def flag_table() -> str:
@@ -56,7 +56,9 @@ def test_the_table_of_flags_is_the_generated_one() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_only_flags_that_exist(document: Path) -> None:
-    options = {field.name.replace("_", "-") for field in flags.flag_fields()}
+    fields = list(flags.flag_fields())
+    options = {name.removeprefix("--") for field in fields for name in flags.names_of(field)}
+    options |= {f"no-{f.name.replace('_', '-')}" for f in fields if f.type is bool}
     own_command = re.compile(r"^.*launcher\.py.*$|`--[^`]*`", re.MULTILINE)
     for command in own_command.findall(document.read_text(encoding="utf-8")):
         for option in re.findall(r"(?<!\S|`)--([a-z][a-z-]+)|`--([a-z-]+)", command):

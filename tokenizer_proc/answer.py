@@ -1,4 +1,4 @@
-"""The text of one request as its tokens come in: pure, without sockets."""
+"""The text of one answer as its tokens come in: pure, without sockets."""
 
 from tokenizers import Tokenizer as Vocabulary
 
@@ -14,8 +14,9 @@ class Answer:
     counts up to the token that ended it: nothing after a stop string counts.
     """
 
-    def __init__(self, start: TextStart, vocabulary: Vocabulary) -> None:
+    def __init__(self, start: TextStart, vocabulary: Vocabulary, cached_tokens: int) -> None:
         self.frontend_id = start.frontend_id
+        self.cached_tokens = cached_tokens
         self.num_tokens = 0
         self.finish_reason: str | None = None
         self._detokenizer = IncrementalDetokenizer(vocabulary, start.prompt_tail)

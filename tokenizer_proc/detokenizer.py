@@ -6,7 +6,9 @@ stop strings and counts usage; the worker decides end tokens and length.
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tokenizers import Tokenizer as Vocabulary
 
@@ -16,6 +18,7 @@ from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
     RequestFailed,
+    RequestStarted,
     SequenceEnded,
     StepsAcknowledged,
     TextEnded,
@@ -28,49 +31,66 @@ from tokenizer_proc.vocabulary import vocabulary_path
 logger = logging.getLogger(__name__)
 
 
+class AnswerKey(NamedTuple):
+    """Which answer of which request."""
+
+    request_id: str
+    choice: int
+
+
 @dataclass
 class Outgoing:
-    """The rows of one step for one frontend."""
+    """What one frontend hears of one step: a row an answer, then the requests that failed."""
 
-    request_ids: list[str] = field(default_factory=list)
+    keys: list[AnswerKey] = field(default_factory=list)
     seqs: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     completion_tokens: list[int] = field(default_factory=list)
     ended: list[TextEnded] = field(default_factory=list)
+    failed: list[RequestFailed] = field(default_factory=list)
 
-    def add(self, request_id: str, seq: int, text: str, answer: Answer) -> None:
-        """Appends one request's row, and its end if this was the last."""
-        self.request_ids.append(request_id)
+    def add(self, key: AnswerKey, seq: int, text: str, answer: Answer) -> None:
+        """Appends one answer's row, and its end if this was the last."""
+        self.keys.append(key)
         self.seqs.append(seq)
         self.texts.append(text)
         self.completion_tokens.append(answer.num_tokens)
         if answer.finish_reason is not None:
-            self.ended.append(TextEnded(request_id, answer.finish_reason, answer.num_tokens))
+            self.ended.append(
+                TextEnded(key.request_id, key.choice, answer.finish_reason, answer.cached_tokens)
+            )
 
-    def message(self, step: TokensSampled) -> TextProduced:
-        """The step's one message to this frontend."""
+    def messages(self, step: TokensSampled) -> Iterator[TextProduced | RequestFailed]:
+        """The text in one message; nothing follows the failure of its request."""
+        if self.keys:
+            yield self._text(step)
+        yield from self.failed
+
+    def _text(self, step: TokensSampled) -> TextProduced:
         return TextProduced(
-            step.worker_id,
-            step.epoch,
-            tuple(self.request_ids),
-            tuple(self.seqs),
-            tuple(self.texts),
-            tuple(self.completion_tokens),
-            tuple(self.ended),
+            worker_id=step.worker_id,
+            epoch=step.epoch,
+            request_ids=tuple(key.request_id for key in self.keys),
+            choices=tuple(key.choice for key in self.keys),
+            seqs=tuple(self.seqs),
+            texts=tuple(self.texts),
+            completion_tokens=tuple(self.completion_tokens),
+            ended=tuple(self.ended),
         )
 
 
 class Detokenizer:
-    """Keeps an `Answer` for every request from its first token to its end."""
+    """Keeps an `Answer` for every sequence from its request's first token to its own end."""
 
     def __init__(self, mailbox: Mailbox, vocabulary: Vocabulary) -> None:
         self._mailbox = mailbox
         self._vocabulary = vocabulary
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[AnswerKey, Answer] = {}
+        self._outbox: defaultdict[int, Outgoing] = defaultdict(Outgoing)  # by frontend, of one step
 
     @property
     def num_answers(self) -> int:
-        """Requests whose text is under way; 0 at rest."""
+        """Answers whose text is under way; 0 at rest."""
         return len(self._answers)
 
     def run(self) -> None:
@@ -93,52 +113,64 @@ class Detokenizer:
 
     def _handle(self, step: TokensSampled) -> None:
         """One step's tokens, then the ends that came without one."""
-        for start in step.started:
-            self._answers[start.request_id] = Answer(start, self._vocabulary)
-        ends = {end.request_id: end for end in step.ended}
-        outgoing: defaultdict[int, Outgoing] = defaultdict(Outgoing)
-        for request_id, seq, token_id in zip(
-            step.request_ids, step.seqs, step.token_ids, strict=True
-        ):
-            end = ends.pop(request_id, None)
-            answer = self._answers.get(request_id)
+        for started in step.started:
+            self._start(started)
+        ends = {AnswerKey(end.request_id, end.choice): end for end in step.ended}
+        columns = zip(step.request_ids, step.choices, step.seqs, step.token_ids, strict=True)
+        for request_id, choice, seq, token_id in columns:
+            key = AnswerKey(request_id, choice)
+            end = ends.pop(key, None)
+            answer = self._answers.get(key)
             if answer is None:
                 continue  # it ended here at a stop string; the worker will hear of it
             try:
                 text = _next_text(answer, seq, token_id, end)
             except Exception:  # one answer's text must not end the process
                 logger.exception("request %s has no text for its token %d", request_id, seq)
-                self._fail(request_id, "A part of the answer was lost.")
-                self._mailbox.send(f"worker-{step.worker_id}", Abort(request_id))
+                self._fail(key, "A part of the answer was lost.", step.worker_id)
                 continue
-            outgoing[answer.frontend_id].add(request_id, seq, text, answer)
-            self._forget_if_ended(request_id, answer, end, step.worker_id)
-        for end in ends.values():
-            self._end_without_token(end)
-        for frontend_id, rows in outgoing.items():
-            self._mailbox.send(f"frontend-{frontend_id}", rows.message(step))
+            self._outbox[answer.frontend_id].add(key, seq, text, answer)
+            self._forget_if_ended(key, answer, end, step.worker_id)
+        for key, end in ends.items():
+            self._end_without_token(key, end, step.worker_id)
+        self._send(step)
+
+    def _send(self, step: TokensSampled) -> None:
+        for frontend_id, outgoing in self._outbox.items():
+            for message in outgoing.messages(step):
+                self._mailbox.send(f"frontend-{frontend_id}", message)
+        self._outbox.clear()
+
+    def _start(self, started: RequestStarted) -> None:
+        for choice in range(started.num_choices):
+            key = AnswerKey(started.text.request_id, choice)
+            self._answers[key] = Answer(started.text, self._vocabulary, started.cached_tokens)
 
     def _forget_if_ended(
-        self, request_id: str, answer: Answer, end: SequenceEnded | None, worker_id: int
+        self, key: AnswerKey, answer: Answer, end: SequenceEnded | None, worker_id: int
     ) -> None:
         if answer.finish_reason is None:
             return
-        del self._answers[request_id]
+        del self._answers[key]
         if end is None:  # a stop string, of which the worker knows nothing
-            self._mailbox.send(f"worker-{worker_id}", Abort(request_id))
+            self._mailbox.send(f"worker-{worker_id}", Abort(key.request_id, key.choice))
 
-    def _end_without_token(self, end: SequenceEnded) -> None:
-        if end.request_id not in self._answers:
+    def _end_without_token(self, key: AnswerKey, end: SequenceEnded, worker_id: int) -> None:
+        if key not in self._answers:
             return
         if end.finish_reason == "error":
-            self._fail(end.request_id, "The model produced no valid probabilities.")
+            self._fail(key, "The model could not compute this answer.", worker_id)
         else:
-            del self._answers[end.request_id]
+            del self._answers[key]
 
-    def _fail(self, request_id: str, reason: str) -> None:
-        answer = self._answers.pop(request_id)
-        failed = RequestFailed(request_id, ErrorCode.INTERNAL, reason, None)
-        self._mailbox.send(f"frontend-{answer.frontend_id}", failed)
+    def _fail(self, key: AnswerKey, reason: str, worker_id: int) -> None:
+        """One answer that fails ends its request with all the others."""
+        frontend_id = self._answers[key].frontend_id
+        failed = RequestFailed(key.request_id, ErrorCode.INTERNAL, reason, None)
+        self._outbox[frontend_id].failed.append(failed)
+        self._mailbox.send(f"worker-{worker_id}", Abort(key.request_id))
+        for other in [k for k in self._answers if k.request_id == key.request_id]:
+            del self._answers[other]
 
 
 def _next_text(answer: Answer, seq: int, token_id: int, end: SequenceEnded | None) -> str:

@@ -57,6 +57,7 @@ class PromptEncoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._controls = ControlTokens(tokenizer)
+        self.vocab_size = max(self._backend.get_vocab().values(), default=-1) + 1
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a plain prompt: control tokens in it count, and the tokenizer adds its own."""

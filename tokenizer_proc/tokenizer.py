@@ -1,4 +1,4 @@
-"""The tokenizer process: chat messages to token ids. It knows no sampling and no HTTP.
+"""The tokenizer process: chat messages to token ids. No HTTP; of sampling it checks the ids only.
 
 It is given a `Tokenize` only where it has granted credit, so that a stuck tokenizer holds at most
 `CREDIT` requests. The detokenizer's copy of the vocabulary is written here, because only
@@ -7,6 +7,7 @@ transformers can read every checkpoint's tokenizer files.
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from shared.messages import (
     TextStart,
     Tokenize,
 )
+from shared.sampling import SamplingParams
 from tokenizer_proc.prompt import PromptEncoder, too_long
 from tokenizer_proc.vocabulary import vocabulary_path
 
@@ -112,7 +114,15 @@ class Tokenizer:
             message.request_id, message.frontend_id, tuple(prompt[-PROMPT_TAIL:]), message.stop
         )
         max_tokens = min(message.max_tokens or room, room)
-        return Generate(message.request_id, tuple(prompt), max_tokens, message.sampling, text)
+        return Generate(
+            request_id=message.request_id,
+            prompt_token_ids=tuple(prompt),
+            max_tokens=max_tokens,
+            sampling=_fitted(message.sampling, max_tokens, self._encoder.vocab_size),
+            num_choices=message.num_choices,
+            cache_salt=message.cache_salt,
+            text=text,
+        )
 
     def _worker(self, worker_id: int) -> Peer:
         worker = self._mailbox.peers.get(f"worker-{worker_id}")
@@ -128,6 +138,19 @@ def _room_for_answer(num_tokens: int, most_tokens: int) -> int:
     if num_tokens >= most_tokens:
         raise too_long(most_tokens, str(num_tokens))
     return most_tokens - num_tokens
+
+
+def _fitted(sampling: SamplingParams, max_tokens: int, vocab_size: int) -> SamplingParams:
+    """The settings within the answer's length, or BadRequest for a token that does not exist."""
+    named = {
+        "logit_bias": [token_id for token_id, _ in sampling.logit_bias],
+        "stop_token_ids": sampling.stop_token_ids,
+    }
+    for param, token_ids in named.items():
+        if max(token_ids, default=0) >= vocab_size:
+            sentence = f"'{param}' names token {max(token_ids)}; this model has {vocab_size}."
+            raise BadRequest(sentence, param)
+    return replace(sampling, min_tokens=min(sampling.min_tokens, max_tokens))
 
 
 def load_tokenizer(name: str, path: str) -> Any:

@@ -17,7 +17,7 @@ import psutil
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 RESTING_AT_ZERO = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",

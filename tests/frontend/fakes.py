@@ -1,6 +1,7 @@
 """The other rooms, played by a script: a mailbox without sockets and the answers that it brings."""
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections import deque
@@ -26,6 +27,7 @@ from shared.messages import (
 
 MAX_MODEL_LEN = 512
 PROMPT_TOKENS = 9
+CACHED_TOKENS = 4
 
 
 def make_book(epochs: dict[str, int] | None = None, *, ready: bool = True) -> AddressBook:
@@ -46,17 +48,67 @@ def make_book(epochs: dict[str, int] | None = None, *, ready: bool = True) -> Ad
     )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One answer's row in a step of one request."""
+
+    choice: int
+    seq: int  # its n-th row is its n-th token
+    text: str
+    finish: str | None = None
+
+
+def make_texts(request_id: str, *pieces: Piece, epoch: int = 1) -> TextProduced:
+    """One step's text for the answers of one request."""
+    return TextProduced(
+        worker_id=0,
+        epoch=epoch,
+        request_ids=(request_id,) * len(pieces),
+        choices=tuple(piece.choice for piece in pieces),
+        seqs=tuple(piece.seq for piece in pieces),
+        texts=tuple(piece.text for piece in pieces),
+        completion_tokens=tuple(piece.seq + 1 for piece in pieces),
+        ended=tuple(
+            TextEnded(request_id, piece.choice, piece.finish, CACHED_TOKENS)
+            for piece in pieces
+            if piece.finish is not None
+        ),
+    )
+
+
 def make_text(
-    request_id: str, seq: int, text: str, *, epoch: int = 1, finish: str | None = None
+    request_id: str,
+    seq: int,
+    text: str,
+    *,
+    choice: int = 0,
+    epoch: int = 1,
+    finish: str | None = None,
 ) -> TextProduced:
-    """One step's text for one request: its n-th row is its n-th token."""
-    ended = () if finish is None else (TextEnded(request_id, finish, seq + 1),)
-    return TextProduced(0, epoch, (request_id,), (seq,), (text,), (seq + 1,), ended)
+    """One step's text for one answer."""
+    return make_texts(request_id, Piece(choice, seq, text, finish), epoch=epoch)
 
 
-def make_report(step: int, running: int = 0, waiting: int = 0, used: int = 0) -> WorkerReported:
+def make_report(
+    step: int, running: int = 0, waiting: int = 0, used: int = 0, **totals: int
+) -> WorkerReported:
     """A worker's report, of 10 blocks."""
-    return WorkerReported(0, 1, step, running, waiting, 10, used, 0, 0, 2)
+    report = WorkerReported(
+        worker_id=0,
+        epoch=1,
+        step=step,
+        num_running=running,
+        num_waiting=waiting,
+        num_blocks=10,
+        num_used_blocks=used,
+        num_preemptions=0,
+        num_queried_tokens=0,
+        num_cached_tokens=0,
+        num_prompt_tokens=0,
+        num_generated_tokens=0,
+        num_mixed_steps=2,
+    )
+    return dataclasses.replace(report, **totals)
 
 
 class PipeMailbox(Mailbox):
@@ -123,7 +175,8 @@ class ScriptedMailbox(PipeMailbox):
     """Plays all rooms: the last message's content says how its request goes.
 
     `say a|b` answers in two steps; `start a|b` leaves the answer open; `refuse` fails in the
-    tokenizer; `hang` is never accepted; `break a` fails after its text.
+    tokenizer; `hang` is never accepted; `break a` fails after its text. `say a|b/c` is for two
+    answers; one alone stands for every answer that is asked for.
     """
 
     requests: list[Tokenize] = field(default_factory=list)
@@ -149,13 +202,18 @@ class ScriptedMailbox(PipeMailbox):
             self.deliver(RequestFailed(request.request_id, code, sentence, "messages"))
             return
         self.deliver(PromptAccepted(request.request_id, PROMPT_TOKENS))
-        self.play_text(request.request_id, argument, finish="stop" if verb == "say" else None)
+        answers = argument.split("/") if "/" in argument else [argument] * request.num_choices
+        self._play_text(request.request_id, answers, finish="stop" if verb == "say" else None)
         if verb == "break":
             failed = RequestFailed(request.request_id, ErrorCode.INTERNAL, "It broke.", None)
             self.deliver(failed)
 
-    def play_text(self, request_id: str, pieces: str, finish: str | None) -> None:
-        texts = pieces.split("|")
-        for seq, text in enumerate(texts):
-            end = finish if seq == len(texts) - 1 else None
-            self.deliver(make_text(request_id, seq, text, finish=end))
+    def _play_text(self, request_id: str, answers: list[str], finish: str | None) -> None:
+        columns = [answer.split("|") for answer in answers]
+        for seq in range(max(map(len, columns))):
+            pieces = [
+                Piece(choice, seq, texts[seq], finish if seq == len(texts) - 1 else None)
+                for choice, texts in enumerate(columns)
+                if seq < len(texts)
+            ]
+            self.deliver(make_texts(request_id, *pieces))

@@ -1,6 +1,7 @@
 """Admission, credits, aborts, deaths and stops, against a mailbox that is driven by hand."""
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -23,9 +24,9 @@ from shared.messages import (
     Tokenize,
 )
 from shared.sampling import SamplingParams
-from tests.frontend.fakes import PipeMailbox, make_book, make_report, make_text
+from tests.frontend.fakes import CACHED_TOKENS, PipeMailbox, make_book, make_report, make_text
 
-PROMPT = Prompt(({"role": "user", "content": "x"},), {}, None, (), SamplingParams(seed=1))
+PROMPT = Prompt(({"role": "user", "content": "x"},), {}, None, (), SamplingParams(seed=1), 1, "")
 
 
 class Bench:
@@ -54,8 +55,8 @@ class Bench:
     def grant(self, room: str, count: int, epoch: int = 1) -> None:
         self.arrive(CreditGranted(room, epoch, count))
 
-    def submit(self) -> Generation:
-        return self.engine.submit(PROMPT)
+    def submit(self, num_choices: int = 1) -> Generation:
+        return self.engine.submit(dataclasses.replace(PROMPT, num_choices=num_choices))
 
     def tokenised(self, room: str = "tokenizer-0") -> list[str]:
         return [m.request_id for m in self.mailbox.sent_to(room) if isinstance(m, Tokenize)]
@@ -90,7 +91,9 @@ def test_one_request_from_end_to_end(bench: Bench) -> None:
         bench.now = 1.5
         bench.arrive(make_text(request_id, 1, "b", finish="stop"))
         events = asyncio.run(consume(generation))
-    assert events == [TextAdded("a", 1), TextAdded("b", 2), Finished("stop", 2)]
+    assert events == [
+        TextAdded(0, "a", 1), TextAdded(0, "b", 2, "stop"), Finished(2, CACHED_TOKENS)
+    ]  # fmt: skip
     assert bench.mailbox.aborted() == []
     assert bench.value("vllm:prompt_tokens_total") == 9
     assert bench.value("vllm:generation_tokens_total") == 2
@@ -136,9 +139,9 @@ def status(problem: Problem | None) -> str | None:
     return None if problem is None else problem.status
 
 
-def refusal(bench: Bench) -> ErrorCode:
+def refusal(bench: Bench, num_choices: int = 1) -> ErrorCode:
     with pytest.raises(RequestError) as caught:
-        bench.submit()
+        bench.submit(num_choices)
     return caught.value.code
 
 
@@ -150,6 +153,39 @@ def test_admission(bench: Bench) -> None:
     assert status(bench.engine.readiness_problem()) == "full"
     assert bench.value("vllm:admission_rejections_total", reason="queue_full") == 1
     assert bench.value("transformers_openai_api:open_requests") == 4
+
+
+def test_every_answer_needs_a_place_and_a_request_gets_all_or_none(bench: Bench) -> None:
+    with bench.submit(3) as generation:
+        assert refusal(bench, 2) is ErrorCode.QUEUE_FULL
+        assert bench.engine.readiness_problem() is None, "one more answer would fit"
+        bench.submit(1)
+        assert status(bench.engine.readiness_problem()) == "full"
+        bench.arrive(PromptAccepted(generation.request_id, 9))
+        bench.arrive(make_text(generation.request_id, 0, "a", choice=2, finish="stop"))
+        assert refusal(bench) is ErrorCode.QUEUE_FULL
+    assert bench.value("vllm:admission_rejections_total", reason="queue_full") == 2
+    assert bench.value("transformers_openai_api:open_requests") == 1
+    bench.submit(3)
+    assert refusal(bench) is ErrorCode.QUEUE_FULL
+
+
+def test_the_tokenizer_hears_of_answers_and_salt(bench: Bench) -> None:
+    bench.engine.submit(dataclasses.replace(PROMPT, num_choices=3, cache_salt="pepper"))
+    (command,) = bench.mailbox.sent_to("tokenizer-0")
+    assert isinstance(command, Tokenize)
+    assert (command.num_choices, command.cache_salt) == (3, "pepper")
+
+
+def test_one_failed_answer_fails_all_of_the_request_once(bench: Bench) -> None:
+    with bench.submit(2) as generation:
+        request_id = generation.request_id
+        bench.arrive(PromptAccepted(request_id, 9), make_text(request_id, 0, "a", choice=1))
+        bench.arrive(RequestFailed(request_id, ErrorCode.INTERNAL, "no numbers", None))
+        bench.arrive(RequestFailed(request_id, ErrorCode.INTERNAL, "again", None))
+        assert failure(generation) is ErrorCode.INTERNAL
+    assert bench.mailbox.aborted() == [], "the room that gave it up tells the worker"
+    assert bench.value("vllm:request_success_total", finished_reason="error") == 1
 
 
 @pytest.mark.parametrize("room", ["worker-0", "tokenizer-0", "detokenizer-0"])

@@ -18,7 +18,7 @@ from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdde
 from frontend.ledger import LEGAL_TRANSITIONS, Abandoned, Entry, Ledger, Life, State
 from shared.errors import ErrorCode, RequestError
 from shared.messages import TextProduced
-from tests.frontend.fakes import make_text
+from tests.frontend.fakes import CACHED_TOKENS, Piece, make_text, make_texts
 
 WORKER, TOKENIZER, DETOKENIZER = (
     Life("worker-0", 1),
@@ -26,16 +26,19 @@ WORKER, TOKENIZER, DETOKENIZER = (
     Life("detokenizer-0", 1),
 )
 ERROR = RequestError(ErrorCode.ENGINE_DEAD, "gone")
+DONE = Finished(2, CACHED_TOKENS)
 
 
-def open_entry(ledger: Ledger, request_id: str = "r", deadline: float = 10.0) -> list[Event]:
+def open_entry(
+    ledger: Ledger, request_id: str = "r", deadline: float = 10.0, num_choices: int = 1
+) -> list[Event]:
     events: list[Event] = []
-    ledger.open(Entry(request_id, events.append, deadline, WORKER, DETOKENIZER))
+    ledger.open(Entry(request_id, events.append, deadline, WORKER, DETOKENIZER, num_choices))
     return events
 
 
-def running(ledger: Ledger, request_id: str = "r") -> list[Event]:
-    events = open_entry(ledger, request_id)
+def running(ledger: Ledger, request_id: str = "r", num_choices: int = 1) -> list[Event]:
+    events = open_entry(ledger, request_id, num_choices=num_choices)
     ledger.start_tokenising(request_id, TOKENIZER)
     ledger.accept(request_id, 3)
     return events
@@ -46,7 +49,7 @@ def test_whole_life() -> None:
     events = running(ledger)
     assert ledger.add_text(make_text("r", 0, "a")) == []
     assert ledger.add_text(make_text("r", 1, "b", finish="length")) == []
-    assert events == [Accepted(3), TextAdded("a", 1), TextAdded("b", 2), Finished("length", 2)]
+    assert events == [Accepted(3), TextAdded(0, "a", 1), TextAdded(0, "b", 2, "length"), DONE]
     assert len(ledger) == 0
 
 
@@ -58,7 +61,83 @@ def test_text_that_overtakes_the_acceptance_waits_for_it() -> None:
     ledger.add_text(make_text("r", 1, "b", finish="stop"))
     assert events == []
     ledger.accept("r", 3)
-    assert events == [Accepted(3), TextAdded("a", 1), TextAdded("b", 2), Finished("stop", 2)]
+    assert events == [Accepted(3), TextAdded(0, "a", 1), TextAdded(0, "b", 2, "stop"), DONE]
+
+
+def test_a_request_is_over_when_its_last_answer_is() -> None:
+    ledger = Ledger()
+    events = running(ledger, num_choices=2)
+    ledger.add_text(make_texts("r", Piece(0, 0, "a"), Piece(1, 0, "x", "length")))
+    ledger.add_text(make_text("r", 1, "b"))
+    assert len(ledger) == 1
+    ledger.add_text(make_text("r", 2, "c", finish="stop"))
+    assert events == [
+        Accepted(3),
+        TextAdded(0, "a", 1),
+        TextAdded(1, "x", 1, "length"),
+        TextAdded(0, "b", 2),
+        TextAdded(0, "c", 3, "stop"),
+        Finished(4, CACHED_TOKENS),
+    ]
+    assert len(ledger) == 0
+
+
+def test_text_of_several_answers_that_overtakes_the_acceptance_keeps_its_order() -> None:
+    ledger = Ledger()
+    events = open_entry(ledger, num_choices=2)
+    ledger.start_tokenising("r", TOKENIZER)
+    ledger.add_text(make_texts("r", Piece(1, 0, "x", "stop"), Piece(0, 0, "a")))
+    ledger.add_text(make_text("r", 1, "b", finish="stop"))
+    ledger.accept("r", 3)
+    assert events[1:] == [
+        TextAdded(1, "x", 1, "stop"),
+        TextAdded(0, "a", 1),
+        TextAdded(0, "b", 2, "stop"),
+        Finished(3, CACHED_TOKENS),
+    ]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        make_text("r", 3, "gap", choice=1),
+        make_text("r", 1, "twice", choice=1),
+        make_text("r", 1, "goes on after its end", choice=0),
+        make_text("r", 0, "begins again", choice=0),
+        make_text("r", 0, "nobody asked for it", choice=2),
+        make_text("r", 0, "nobody asked for it", choice=-1),
+    ],
+    ids=lambda text: f"{text.texts[0]} {text.choices[0]}",
+)
+def test_one_broken_answer_fails_the_request_once(lost: TextProduced) -> None:
+    ledger = Ledger()
+    events = running(ledger, num_choices=2)
+    ledger.add_text(make_texts("r", Piece(0, 0, "a", "stop"), Piece(1, 0, "x")))
+    ledger.add_text(make_text("r", 1, "y", choice=1))
+    assert ledger.add_text(lost) == [Abandoned("r", ("worker-0",))]
+    assert isinstance(events[-1], Failed)
+    assert sum(isinstance(event, Failed | Finished) for event in events) == 1
+    assert len(ledger) == ledger.num_choices == 0
+
+
+def test_a_failure_ends_all_answers_at_once() -> None:
+    ledger = Ledger()
+    events = running(ledger, num_choices=3)
+    ledger.fail("r", ERROR)
+    rest = make_texts("r", *(Piece(choice, 0, "late") for choice in range(3)))
+    assert ledger.add_text(rest) == [Abandoned("r", ("worker-0",))]
+    assert events == [Accepted(3), Failed(ERROR)]
+
+
+def test_every_answer_counts_until_its_request_has_ended() -> None:
+    ledger = Ledger()
+    open_entry(ledger, "a", num_choices=3)
+    running(ledger, "b", num_choices=2)
+    assert ledger.num_choices == 5
+    ledger.add_text(make_text("b", 0, "x", finish="stop"))
+    assert ledger.num_choices == 5, "the request still holds its place"
+    ledger.abort("b")
+    assert ledger.num_choices == 3
 
 
 @pytest.mark.parametrize(
@@ -76,7 +155,7 @@ def test_a_lost_part_fails_the_request_and_tells_the_worker(text: TextProduced) 
 def test_a_request_that_is_not_open_is_abandoned_once_a_message() -> None:
     ledger = Ledger()
     assert ledger.add_text(make_text("r", 3, "a", finish="length")) == []
-    twice = TextProduced(0, 1, ("r", "r"), (3, 4), ("a", "b"), (4, 5), ())
+    twice = make_texts("r", Piece(0, 3, "a"), Piece(0, 4, "b"))
     assert ledger.add_text(twice) == [Abandoned("r", ("worker-0",))]
     events = running(ledger)
     assert ledger.add_text(twice) == [Abandoned("r", ("worker-0",))]  # a gap, then unknown
@@ -145,13 +224,17 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.ledger = Ledger()
         self.events: dict[str, list[Event]] = {}
+        self.num_choices: dict[str, int] = {}
         self.sent: set[str] = set()
         self.now = 0.0
 
-    @rule(target=requests, deadline=st.integers(1, 50))
-    def admit(self, deadline: int) -> MultipleResults[str]:
+    @rule(target=requests, deadline=st.integers(1, 50), num_choices=st.integers(1, 3))
+    def admit(self, deadline: int, num_choices: int) -> MultipleResults[str]:
         request_id = f"r{len(self.events)}"
-        self.events[request_id] = open_entry(self.ledger, request_id, self.now + deadline)
+        self.num_choices[request_id] = num_choices
+        self.events[request_id] = open_entry(
+            self.ledger, request_id, self.now + deadline, num_choices
+        )
         return multiple(request_id)
 
     @rule(request_id=requests)
@@ -166,12 +249,25 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(
         request_id=requests,
+        choice=st.integers(0, 3),
         seq=st.integers(0, 3),
         epoch=st.sampled_from([1, 1, 1, 2]),
         finish=st.sampled_from([None, None, "stop"]),
     )
-    def text(self, request_id: str, seq: int, epoch: int, finish: str | None) -> None:
-        self.ledger.add_text(make_text(request_id, seq, "x", epoch=epoch, finish=finish))
+    def text(self, request_id: str, choice: int, seq: int, epoch: int, finish: str | None) -> None:
+        text = make_text(request_id, seq, "x", choice=choice, epoch=epoch, finish=finish)
+        self.ledger.add_text(text)
+
+    @rule(request_id=requests, finish=st.sampled_from([None, "stop"]))
+    def next_text(self, request_id: str, finish: str | None) -> None:
+        """What a faultless worker says next: one more piece of every answer under way."""
+        answers = [self.added(request_id, n) for n in range(self.num_choices[request_id])]
+        pieces = [
+            Piece(choice, len(added), "x", finish)
+            for choice, added in enumerate(answers)
+            if not added or added[-1].finish_reason is None
+        ]
+        self.ledger.add_text(make_texts(request_id, *pieces))
 
     @rule(request_id=requests)
     def fail(self, request_id: str) -> None:
@@ -198,12 +294,32 @@ class LedgerMachine(RuleBasedStateMachine):
             assert not outcomes or events[-1] is outcomes[0]
 
     @invariant()
+    def answers_have_no_gap_and_nothing_follows_their_end(self) -> None:
+        for request_id, events in self.events.items():
+            for choice in range(4):
+                added = self.added(request_id, choice)
+                assert choice < self.num_choices[request_id] or not added
+                assert [piece.completion_tokens for piece in added] == [*range(1, len(added) + 1)]
+                assert not any(piece.finish_reason for piece in added[:-1])
+                if events and isinstance(events[-1], Finished):
+                    assert choice >= self.num_choices[request_id] or added[-1].finish_reason
+
+    @invariant()
+    def open_answers_are_counted(self) -> None:
+        still_open = [r for r in self.events if not self.outcomes(r)]
+        assert self.ledger.num_choices == sum(self.num_choices[r] for r in still_open)
+
+    @invariant()
     def open_means_no_outcome(self) -> None:
         assert len(self.ledger) == sum(not self.outcomes(r) for r in self.events)
 
     def outcomes(self, request_id: str) -> list[Event]:
         events = self.events[request_id]
         return [e for e in events if isinstance(e, Finished | Failed | Aborted)]
+
+    def added(self, request_id: str, choice: int) -> list[TextAdded]:
+        events = self.events[request_id]
+        return [e for e in events if isinstance(e, TextAdded) and e.choice == choice]
 
     def teardown(self) -> None:
         self.ledger.fail_all(ERROR)

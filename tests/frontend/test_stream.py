@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from frontend import responses
-from frontend.events import Accepted, Failed, Finished, TextAdded
+from frontend.events import Accepted, Event, Failed, Finished, TextAdded
 from frontend.responses import Head
 from frontend.stream import ChatStream
 from shared.errors import FAILURES, ErrorCode, RequestError
@@ -17,44 +17,78 @@ PREFIX = (
 )
 COST = (
     b'{"prompt_tokens":9,"completion_tokens":3,"total_tokens":12,'
-    b'"prompt_tokens_details":{"cached_tokens":0},'
+    b'"prompt_tokens_details":{"cached_tokens":4},'
     b'"completion_tokens_details":{"reasoning_tokens":0}}'
 )
 
 
-def choice(delta: bytes, reason: bytes = b"null", usage: bytes = b"") -> bytes:
+def choice(delta: bytes, reason: bytes = b"null", usage: bytes = b"", index: int = 0) -> bytes:
     return (
-        PREFIX + b'{"index":0,"delta":' + delta + b',"logprobs":null,"finish_reason":' + reason
-        + b"}]" + usage + b"}\n\n"
+        PREFIX + b'{"index":%d,"delta":' % index + delta + b',"logprobs":null,"finish_reason":'
+        + reason + b"}]" + usage + b"}\n\n"
     )  # fmt: skip
 
 
+def make_stream(*, num_choices: int = 1, include_usage: bool = False) -> ChatStream:
+    return ChatStream(HEAD, 9, num_choices=num_choices, include_usage=include_usage)
+
+
 def test_chunks() -> None:
-    chunks = ChatStream(HEAD, 9, include_usage=False)
+    chunks = make_stream()
     assert chunks.opening() == choice(b'{"role":"assistant","content":""}')
-    assert chunks.encode([TextAdded("Hel", 1), TextAdded("lo\n", 2)]) == choice(
+    assert chunks.encode([TextAdded(0, "Hel", 1), TextAdded(0, "lo\n", 2)]) == choice(
         b'{"content":"Hello\\n"}'
     )
-    assert chunks.encode([TextAdded("", 2)]) == b""
+    assert chunks.encode([TextAdded(0, "", 2)]) == b""
     assert not chunks.is_over
-    ending = chunks.encode([TextAdded("!", 3), Finished("stop", 3)])
+    ending = chunks.encode([TextAdded(0, "!", 3, "stop"), Finished(3, 4)])
     assert ending == choice(b'{"content":"!"}') + choice(b"{}", b'"stop"') + b"data: [DONE]\n\n"
     assert chunks.is_over
 
 
 def test_usage_comes_last_and_is_null_before() -> None:
-    chunks = ChatStream(HEAD, 9, include_usage=True)
+    chunks = make_stream(include_usage=True)
     null = b',"usage":null'
     assert chunks.opening() == choice(b'{"role":"assistant","content":""}', usage=null)
-    assert chunks.encode([TextAdded("a", 1)]) == choice(b'{"content":"a"}', usage=null)
-    assert chunks.encode([Finished("length", 3)]) == (
+    assert chunks.encode([TextAdded(0, "a", 1)]) == choice(b'{"content":"a"}', usage=null)
+    assert chunks.encode([TextAdded(0, "", 3, "length"), Finished(3, 4)]) == (
         choice(b"{}", b'"length"', null) + PREFIX + b'],"usage":' + COST + b"}\n\ndata: [DONE]\n\n"
     )
 
 
+def test_every_answer_has_its_role_its_text_and_its_end() -> None:
+    chunks = make_stream(num_choices=2)
+    role = b'{"role":"assistant","content":""}'
+    assert chunks.opening() == choice(role) + choice(role, index=1)
+    mixed = [TextAdded(1, "x", 1), TextAdded(0, "a", 1), TextAdded(1, "y", 2)]
+    assert chunks.encode(mixed) == (
+        choice(b'{"content":"xy"}', index=1) + choice(b'{"content":"a"}')
+    )
+    assert chunks.encode([TextAdded(1, "", 3, "length")]) == choice(b"{}", b'"length"', index=1)
+    assert not chunks.is_over, "the other answer goes on"
+    assert chunks.encode([TextAdded(0, "b", 2, "stop"), Finished(5, 4)]) == (
+        choice(b'{"content":"b"}') + choice(b"{}", b'"stop"') + b"data: [DONE]\n\n"
+    )
+    assert chunks.is_over
+
+
+def test_answers_that_end_together_have_all_their_text_before_the_end() -> None:
+    chunks = make_stream(num_choices=2, include_usage=True)
+    ends: list[Event] = [TextAdded(0, "a", 1, "stop"), TextAdded(1, "b", 2, "stop"), Finished(3, 4)]
+    null = b',"usage":null'
+    assert chunks.encode(ends) == (
+        choice(b'{"content":"a"}', usage=null)
+        + choice(b'{"content":"b"}', usage=null, index=1)
+        + choice(b"{}", b'"stop"', null)
+        + choice(b"{}", b'"stop"', null, index=1)
+        + PREFIX + b'],"usage":' + COST + b"}\n\ndata: [DONE]\n\n"
+    )  # fmt: skip
+
+
 def test_failure_after_the_first_byte() -> None:
-    chunks = ChatStream(HEAD, 9, include_usage=True)
-    found = chunks.encode([TextAdded("a", 1), Failed(RequestError(ErrorCode.INTERNAL, 'a "b"\n'))])
+    chunks = make_stream(include_usage=True)
+    failed = Failed(RequestError(ErrorCode.INTERNAL, 'a "b"\n'))
+    found = chunks.encode([TextAdded(0, "a", 1), failed])
     assert found == choice(b'{"content":"a"}', usage=b',"usage":null') + (
         b'data: {"error":{"message":"a \\"b\\"\\n","type":"server_error","param":null,'
         b'"code":"internal_error"}}\n\ndata: [DONE]\n\n'
@@ -64,19 +98,31 @@ def test_failure_after_the_first_byte() -> None:
 
 def test_only_answers_have_chunks() -> None:
     with pytest.raises(ValueError, match="has no chunk"):
-        ChatStream(HEAD, 9, include_usage=False).encode([Accepted(3)])
+        make_stream().encode([Accepted(3)])
 
 
 def test_whole_answer() -> None:
-    body = responses.chat_completion(
-        HEAD, 9, [TextAdded("Hel", 1), TextAdded("", 2), TextAdded("lo", 3)], Finished("stop", 3)
-    )
+    pieces = [TextAdded(0, "Hel", 1), TextAdded(0, "", 2), TextAdded(0, "lo", 3, "stop")]
+    body = responses.chat_completion(HEAD, 9, pieces, Finished(3, 4))
     assert body == (
         b'{"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"m",'
         b'"system_fingerprint":"' + FINGERPRINT + b'","choices":[{"index":0,'
         b'"message":{"role":"assistant","content":"Hello","refusal":null},"logprobs":null,'
         b'"finish_reason":"stop"}],"usage":' + COST + b"}"
     )
+
+
+def test_whole_answers_stand_in_the_order_of_their_choices() -> None:
+    pieces = [
+        TextAdded(2, "", 1, "stop"), TextAdded(1, "x", 1), TextAdded(0, "a", 1),
+        TextAdded(1, "y", 2, "length"), TextAdded(0, "b", 2, "stop"),
+    ]  # fmt: skip
+    body = orjson.loads(responses.chat_completion(HEAD, 9, pieces, Finished(5, 4)))
+    found = [(c["index"], c["message"]["content"], c["finish_reason"]) for c in body["choices"]]
+    assert found == [(0, "ab", "stop"), (1, "xy", "length"), (2, "", "stop")]
+    assert body["usage"]["prompt_tokens"] == 9, "the prompt counts once"
+    assert body["usage"]["completion_tokens"] == 5
+    assert body["usage"]["total_tokens"] == 14
 
 
 @pytest.mark.parametrize("code", ErrorCode)

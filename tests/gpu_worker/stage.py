@@ -1,18 +1,22 @@
 """A worker on a formula, with a detokenizer and frontends that a test plays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_worker.intake import IntakeLimits
-from gpu_worker.worker import Worker
+from gpu_worker.runner import Runner
+from gpu_worker.worker import DETOKENIZER, Worker
 from scheduler.plan import StepPlan, StepResult
+from shared.config import Identity
 from shared.messages import (
     Generate,
     Message,
+    RequestStarted,
     SequenceEnded,
     TextStart,
     TokensSampled,
 )
-from tests.builders import END_TOKEN, GREEDY
+from tests.builders import END_TOKEN, GREEDY, make_scheduler
 from tests.fakes import (
     FakeMailbox,
     FormulaRunner,
@@ -54,20 +58,27 @@ class Stage:
     @property
     def starts(self) -> list[TextStart]:
         """Every text that the detokenizer was asked to begin."""
-        return [start for step in self.steps for start in step.started]
+        return [started.text for started in self.started]
+
+    @property
+    def started(self) -> list[RequestStarted]:
+        """Every request that the detokenizer was told of."""
+        return [started for step in self.steps for started in step.started]
 
     @property
     def ends(self) -> list[SequenceEnded]:
         """Every end that the detokenizer was told."""
         return [end for step in self.steps for end in step.ended]
 
-    def answer(self, request_id: str) -> list[int]:
-        """The request's tokens, whose numbers have no gap."""
+    def answer(self, request_id: str, choice: int = 0) -> list[int]:
+        """One answer's tokens, whose numbers have no gap."""
         rows = [
             (seq, token_id)
             for step in self.steps
-            for name, seq, token_id in zip(step.request_ids, step.seqs, step.token_ids, strict=True)
-            if name == request_id
+            for name, number, seq, token_id in zip(
+                step.request_ids, step.choices, step.seqs, step.token_ids, strict=True
+            )
+            if (name, number) == (request_id, choice)
         ]
         assert [seq for seq, _ in rows] == list(range(len(rows)))
         return [token_id for _, token_id in rows]
@@ -85,10 +96,47 @@ class SlowRunner(FormulaRunner):
         return super().execute(plan)
 
 
-def generate(request_id: str, *prompt: int, max_tokens: int = 3, frontend: int = 0) -> Generate:
+def make_stage(
+    wrap: Callable[[Runner], Runner] = lambda runner: runner,
+    *,
+    prefix_caching: bool = False,
+    num_blocks: int = 64,
+) -> Stage:
+    """A worker of four rows with frontends and a detokenizer; each step takes ten milliseconds."""
+    sizes = {"num_blocks": num_blocks, "block_size": 4, "max_sequences": 4}
+    clock = ManualClock()
+    identity = Identity("worker", 0, EPOCH, "")
+    mailbox = FakeMailbox(identity, "frontend-0", "frontend-1", DETOKENIZER, clock=clock)
+    runner = SlowRunner(clock, **sizes)
+    worker = Worker(
+        mailbox,
+        make_scheduler(prefix_caching=prefix_caching, **sizes),
+        wrap(runner),
+        LIMITS,
+        microsleep_seconds=MICROSLEEP_SECONDS,
+        clock=clock,
+    )
+    return Stage(worker, mailbox, runner)
+
+
+def generate(
+    request_id: str,
+    *prompt: int,
+    max_tokens: int = 3,
+    frontend: int = 0,
+    num_choices: int = 1,
+    cache_salt: str = "",
+) -> Generate:
     """A request whose prompt, unless given, is 10, 11, 12."""
-    text = TextStart(request_id, frontend, prompt[-2:], ("stop",))
-    return Generate(request_id, prompt or (10, 11, 12), max_tokens, GREEDY, text)
+    return Generate(
+        request_id=request_id,
+        prompt_token_ids=prompt or (10, 11, 12),
+        max_tokens=max_tokens,
+        sampling=GREEDY,
+        num_choices=num_choices,
+        cache_salt=cache_salt,
+        text=TextStart(request_id, frontend, prompt[-2:], ("stop",)),
+    )
 
 
 def expected_answer(message: Generate) -> list[int]:

@@ -2,13 +2,11 @@
 
 import torch
 
-from gpu_worker.batch import BlockTables, prepare
-from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, PagedKVCache, blocks_that_fit
-from scheduler.plan import Admission, Chunk, StepPlan
-from tests.builders import GREEDY
+from gpu_worker.batch import DECODE_FIELDS, Batch, Rows, over_fixed_inputs, prepare
+from scheduler.plan import Chunk, StepPlan
+from tests.builders import make_admission
 
 CPU = torch.device("cpu")
-GEOMETRY = KVGeometry(num_layers=3, num_kv_heads=2, head_size=8, dtype=torch.bfloat16, device=CPU)
 
 
 def chunk(row: int, start: int, length: int, *blocks: int, samples: bool = True) -> Chunk:
@@ -19,106 +17,130 @@ def chunk(row: int, start: int, length: int, *blocks: int, samples: bool = True)
 
 def plan_of(*chunks: Chunk, admits: tuple[int, ...] = ()) -> StepPlan:
     """A plan of these chunks that first gives these rows to new sequences."""
-    admissions = tuple(Admission(row, GREEDY) for row in admits)
+    admissions = tuple(make_admission(row) for row in admits)
     return StepPlan(1, admissions, chunks, sum(len(c.token_ids) == 1 for c in chunks))
 
 
-def tables_with(*blocks: int) -> BlockTables:
-    """Tables whose row 0 owns these blocks."""
-    tables = BlockTables(1, CPU)
-    tables.extend(chunk(0, 0, 1, *blocks))
-    return tables
+def batch_of(rows: Rows, *chunks: Chunk, admits: tuple[int, ...] = ()) -> Batch:
+    """The batch of such a plan, after the rows have taken it in."""
+    plan = plan_of(*chunks, admits=admits)
+    rows.update(plan)
+    return prepare(plan, rows, CPU)
 
 
 def test_slots_follow_the_block_table() -> None:
-    tables = tables_with(7, 3)
-    assert tables.slots(0, 14, 18) == [7 * 16 + 14, 7 * 16 + 15, 3 * 16, 3 * 16 + 1]
-
-
-def test_neighbouring_blocks_are_read_as_a_slice() -> None:
-    assert tables_with(4, 5, 6).context(0, 40) == slice(64, 104)
-
-
-def test_a_single_block_is_a_slice_of_the_tokens_that_it_holds() -> None:
-    assert tables_with(9).context(0, 1) == slice(144, 145)
-
-
-def test_scattered_blocks_are_read_slot_by_slot() -> None:
-    for blocks in ((2, 4), (5, 4), (1, 2, 4)):
-        tables = tables_with(*blocks)
-        length = len(blocks) * BLOCK_SIZE - 3
-        context = tables.context(0, length)
-        assert isinstance(context, torch.Tensor)
-        assert context.tolist() == tables.slots(0, 0, length)
-
-
-def test_a_slice_and_a_tensor_name_the_same_slots() -> None:
-    tables = tables_with(4, 5)
-    as_slice = tables.context(0, 30)
-    assert isinstance(as_slice, slice)
-    assert list(range(as_slice.start, as_slice.stop)) == tables.slots(0, 0, 30)
-
-
-def test_a_table_that_scatters_late_is_no_slice_any_more() -> None:
-    tables = tables_with(4, 5)
-    tables.extend(chunk(0, 32, 1, 9))
-    assert isinstance(tables.context(0, 33), torch.Tensor)
-    tables.extend(chunk(0, 48, 1, 10))
-    assert isinstance(tables.context(0, 49), torch.Tensor)
-
-
-def test_a_row_that_begins_again_has_an_empty_table() -> None:
-    tables = tables_with(2, 9)
-    tables.begin(0)
-    tables.extend(chunk(0, 0, 1, 30))
-    assert tables.context(0, 3) == slice(480, 483)
+    batch = batch_of(Rows(1), chunk(0, 0, 18, 7, 3), admits=(0,))
+    assert batch.slots.tolist() == [*range(7 * 16, 8 * 16), 3 * 16, 3 * 16 + 1]
 
 
 def test_chunks_lie_side_by_side_in_one_row() -> None:
-    tables = BlockTables(3, CPU)
-    prepare(plan_of(chunk(2, 0, 16, 5), chunk(0, 0, 3, 8), admits=(2, 0)), tables, CPU)
-    batch = prepare(
-        plan_of(chunk(2, 16, 1, 6), chunk(0, 3, 2, samples=False), chunk(1, 0, 3, 1), admits=(1,)),
-        tables,
-        CPU,
+    rows = Rows(3)
+    batch_of(rows, chunk(2, 0, 16, 5), chunk(0, 0, 3, 8), admits=(2, 0))
+    batch = batch_of(
+        rows, chunk(2, 16, 1, 6), chunk(0, 3, 2, samples=False), chunk(1, 0, 3, 1), admits=(1,)
     )
     assert batch.token_ids.tolist() == batch.positions.tolist() == [[16, 3, 4, 0, 1, 2]]
     assert batch.slots.tolist() == [96, 131, 132, 16, 17, 18]
-    assert [(span.start, span.end) for span in batch.spans] == [(0, 1), (1, 3), (3, 6)]
-    assert [span.context for span in batch.spans] == [slice(80, 97), slice(128, 133), slice(16, 19)]
+    assert [(span.row, span.start, span.end) for span in batch.spans] == [
+        (2, 0, 1),
+        (0, 1, 3),
+        (1, 3, 6),
+    ]
+    assert [span.context_length for span in batch.spans] == [17, 5, 3]
+    assert [span.blocks for span in batch.spans] == [[5, 6], [8], [1]]
+    assert batch.num_decodes == 1
     assert batch.sampled.tolist() == [0, 5]
     assert batch.sampled_rows.tolist() == [2, 1]
     assert batch.output_indices.tolist() == [16, 0]
 
 
-def test_what_each_token_may_see_ends_with_itself() -> None:
-    tables = BlockTables(1, CPU)
-    prepare(plan_of(chunk(0, 0, 2, 1), admits=(0,)), tables, CPU)
-    (span,) = prepare(plan_of(chunk(0, 2, 3)), tables, CPU).spans
-    assert span.mask is not None
-    assert span.mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+def test_a_plan_taken_in_twice_is_as_good_as_once() -> None:
+    rows = Rows(1)
+    first = plan_of(chunk(0, 0, 20, 4, 9), admits=(0,))
+    second = plan_of(chunk(0, 20, 13, 2))
+    for plan in (first, first, second, second):
+        rows.update(plan)
+    assert rows.tables[0] == [4, 9, 2]
 
 
-def test_a_single_token_sees_everything() -> None:
-    (span,) = prepare(plan_of(chunk(0, 0, 1, 1), admits=(0,)), BlockTables(1, CPU), CPU).spans
-    assert span.mask is None
+def test_a_row_that_is_given_away_forgets_its_blocks() -> None:
+    rows = Rows(1)
+    batch_of(rows, chunk(0, 0, 17, 2, 9), admits=(0,))
+    batch = batch_of(rows, chunk(0, 0, 3, 30), admits=(0,))
+    assert batch.spans[0].blocks == [30]
+    assert batch.slots.tolist() == [480, 481, 482]
+
+
+def test_cached_blocks_come_first_and_are_not_written() -> None:
+    rows = Rows(1)
+    admission = make_admission(0, cached_blocks=(6, 3))
+    plan = StepPlan(1, (admission,), (chunk(0, 32, 2, 8),), 0)
+    rows.update(plan)
+    batch = prepare(plan, rows, CPU)
+    assert batch.spans[0].blocks == [6, 3, 8]
+    assert batch.slots.tolist() == [128, 129]
+    assert batch.positions.tolist() == [[32, 33]]
+
+
+def test_angles_follow_the_whole_prompt_and_then_each_token() -> None:
+    rows = Rows(2)
+    admissions = (make_admission(0, num_prompt_tokens=5), make_admission(1, num_prompt_tokens=2))
+    plan = StepPlan(1, admissions, (chunk(0, 0, 3, 1), chunk(1, 0, 4, 2)), 0)
+    rows.update(plan)
+    assert prepare(plan, rows, CPU).rope_lengths.tolist() == [5, 5, 5, 2, 2, 3, 4]
 
 
 def test_a_step_that_samples_nothing_asks_for_no_logits() -> None:
-    plan = plan_of(chunk(0, 0, 4, 1, samples=False), admits=(0,))
-    batch = prepare(plan, BlockTables(1, CPU), CPU)
+    batch = batch_of(Rows(1), chunk(0, 0, 4, 1, samples=False), admits=(0,))
     assert batch.sampled.shape == batch.sampled_rows.shape == batch.output_indices.shape == (0,)
     assert batch.sampled.dtype == torch.long
 
 
-def test_a_block_has_the_bytes_that_are_allocated_for_it() -> None:
-    cache = PagedKVCache(GEOMETRY, num_blocks=4)
-    tensors = [tensor for layer in cache.layers for tensor in layer]
-    assert len(tensors) == 6
-    assert {tuple(tensor.shape) for tensor in tensors} == {(5 * BLOCK_SIZE, 2, 8)}
-    assert sum(tensor.nbytes for tensor in tensors) == 5 * GEOMETRY.block_bytes
+def test_what_the_tables_gain_is_named_entry_by_entry() -> None:
+    rows = Rows(2)
+    batch_of(rows, chunk(0, 0, 16, 5), admits=(0,))
+    admission = make_admission(1, cached_blocks=(6, 3))
+    plan = StepPlan(1, (admission,), (chunk(0, 16, 1, 7), chunk(1, 32, 17, 8, 2)), 1)
+    rows.update(plan)
+    updates = prepare(plan, rows, CPU).table_updates
+    assert updates.T.tolist() == [[1, 0, 6], [1, 1, 3], [0, 1, 7], [1, 2, 8], [1, 3, 2]]
 
 
-def test_no_more_blocks_than_memory_or_use() -> None:
-    assert blocks_that_fit(GEOMETRY, 0.5, most_useful=3) == 3
-    assert blocks_that_fit(GEOMETRY, 0.0, most_useful=3) == 0
+def test_a_step_without_new_blocks_updates_no_table() -> None:
+    rows = Rows(1)
+    batch_of(rows, chunk(0, 0, 3, 4), admits=(0,))
+    assert batch_of(rows, chunk(0, 3, 1)).table_updates.shape == (3, 0)
+
+
+def test_sequences_are_named_by_row_length_and_first_token() -> None:
+    rows = Rows(3)
+    batch_of(rows, chunk(2, 0, 16, 5), admits=(2,))
+    batch = batch_of(rows, chunk(2, 16, 1, 6), chunk(1, 0, 3, 1), admits=(1,))
+    assert batch.span_rows.tolist() == [2, 1]
+    assert batch.context_lengths.tolist() == [17, 3]
+    assert batch.span_starts.tolist() == [0, 1, 4]
+    assert not batch.is_decode
+
+
+def test_all_inputs_travel_in_one_tensor() -> None:
+    batch = batch_of(Rows(2), chunk(1, 0, 3, 1), chunk(0, 0, 17, 2, 4), admits=(1, 0))
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {batch.packed.data_ptr()}
+    assert sum(tensor.numel() for tensor in tensors) == 2 * batch.packed.numel()
+    assert {tensor.dtype for tensor in tensors} == {torch.long}
+
+
+def test_a_batch_of_decodes_reads_the_same_from_fixed_inputs() -> None:
+    rows = Rows(2)
+    batch_of(rows, chunk(0, 0, 16, 5), chunk(1, 0, 3, 1), admits=(0, 1))
+    batch = batch_of(rows, chunk(0, 16, 1, 6), chunk(1, 3, 1))
+    inputs = torch.zeros(DECODE_FIELDS, 2, dtype=torch.long)
+    fixed = over_fixed_inputs(inputs)
+    inputs.copy_(batch.packed[: DECODE_FIELDS * 2].view(DECODE_FIELDS, 2))
+    assert batch.is_decode
+    assert fixed.is_decode
+    for field in ("token_ids", "positions", "slots", "rope_lengths", "span_rows"):
+        assert getattr(fixed, field).equal(getattr(batch, field)), field
+    assert fixed.context_lengths.equal(batch.context_lengths)
+    assert fixed.span_starts.equal(batch.span_starts)
+    assert fixed.sampled.equal(batch.sampled)

@@ -1,28 +1,19 @@
 """Batched, chunked, staggered answers equal `generate()`'s, token for token."""
 
-import copy
 import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from gpu_worker.kv_cache import BLOCK_SIZE
-from gpu_worker.loading import refuse_unsupported, serve
-from gpu_worker.paged_attention import ATTENTION
-from scheduler.plan import StepPlan
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import Sequence, State
-from shared.config import ModelConfig, WorkerConfig
+from scheduler.sequence import State
 from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY, RANDOM_MODEL, make_model
+from tests.gpu_worker.engine import NUM_ROWS, SETTINGS, Request, assert_as_generated, run
 
-NEAR_TIE = 1e-4  # top-2 logit gap below which float32 sums in another order may decide otherwise
-BUDGET = 40  # tokens a step: prompts are cut at other places than blocks
-NUM_ROWS = 6
 PROMPT_LENGTHS = (1, 100, 15, 16, 17, 31, 32, 33, 2, 47, 48, 49, 63, 64, 65, 39)
 ANSWER_LENGTHS = (20, 3, 17, 16, 1, 9, 33, 2, 15, 5, 18, 12, 1, 7, 24, 10)
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
@@ -38,26 +29,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32},
     "mistral": {"sliding_window": None},
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one caller wants."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    sampling: SamplingParams = GREEDY
-
-
-@dataclass
-class Run:
-    """What was answered, and how it was computed."""
-
-    answers: list[list[int]] = field(default_factory=list)
-    states: list[State] = field(default_factory=list)
-    plans: list[StepPlan] = field(default_factory=list)
-    shapes: list[tuple[int, ...]] = field(default_factory=list)  # of input_ids, one a forward pass
-    blocks: list[list[int]] = field(default_factory=list)  # every table that a request had
 
 
 def model_of(name: str) -> PreTrainedModel:
@@ -76,70 +47,9 @@ def requests(*, sampling: tuple[SamplingParams, ...] = (GREEDY,)) -> list[Reques
     ]
 
 
-def run(model: PreTrainedModel, wanted: list[Request], *, is_fragmented: bool = False) -> Run:
-    """Serves the requests; one arrives with every step while the others run."""
-    served = copy.deepcopy(model)
-    served.set_attn_implementation(ATTENTION)
-    settings = WorkerConfig(continuous_batching_batch_size=NUM_ROWS, model=ModelConfig("-", 256))
-    loaded = serve(served, settings)
-    scheduler = Scheduler(
-        num_blocks=loaded.num_blocks,
-        block_size=BLOCK_SIZE,
-        max_sequences=NUM_ROWS,
-        max_tokens_per_step=BUDGET,
-    )
-    if is_fragmented:
-        for block in range(1, loaded.num_blocks + 1, 2):
-            scheduler.pool.allocate(block)
-    done = Run()
-    served.register_forward_pre_hook(
-        lambda _, __, kwargs: done.shapes.append(tuple(kwargs["input_ids"].shape)),
-        with_kwargs=True,
-    )
-    sequences = [
-        Sequence(str(n), request.prompt, request.max_tokens, loaded.end_token_ids, request.sampling)
-        for n, request in enumerate(wanted)
-    ]
-    arrivals = iter(sequences)
-    done.blocks = [[] for _ in sequences]
-    while (arrived := next(arrivals, None)) or not scheduler.is_idle:
-        if arrived is not None:
-            scheduler.add(arrived)
-        plan = scheduler.schedule()
-        for sequence, blocks in zip(sequences, done.blocks, strict=True):
-            blocks[:] = sequence.blocks or blocks
-        scheduler.apply(plan, loaded.runner.execute(plan))
-        done.plans.append(plan)
-    done.answers = [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in sequences]
-    done.states = [sequence.state for sequence in sequences]
-    return done
-
-
-def assert_as_generated(model: PreTrainedModel, request: Request, answer: list[int]) -> None:
-    """The answer is `generate()`'s, but for what follows a near tie."""
-    prompt = torch.tensor([request.prompt])
-    generate: Any = model.generate
-    generated = generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=request.max_tokens,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    expected = generated.sequences[0, len(request.prompt) :].tolist()
-    for position, (token_id, wanted) in enumerate(zip(answer, expected, strict=False)):
-        if token_id != wanted:
-            best, second = generated.logits[position][0].topk(2).values.tolist()
-            assert best - second < NEAR_TIE, f"token {position} of {len(expected)} differs"
-            return
-    assert len(answer) == len(expected)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_answers_equal_generate(name: str) -> None:
     model = model_of(name)
-    refuse_unsupported(model.config)
     wanted = requests()
     done = run(model, wanted)
     for request, answer in zip(wanted, done.answers, strict=True):
@@ -192,6 +102,32 @@ def test_a_seeded_answer_is_the_same_alone_and_in_company() -> None:
     together = run(model, wanted).answers
     assert [run(model, [request]).answers[0] for request in wanted] == together
     assert together != run(model, requests()).answers
+
+
+def test_a_penalised_answer_is_the_same_alone_in_a_crowd_and_after_preemption() -> None:
+    model = model_of("llama")
+    settings = tuple(
+        SamplingParams(
+            seed=seed,
+            temperature=1.0,
+            repetition_penalty=1.3,
+            frequency_penalty=0.5,
+            presence_penalty=0.3,
+            min_p=0.01 * (seed % 2),
+            logit_bias=((7, 2.0),),
+            min_tokens=2,
+        )
+        for seed in range(16)
+    )
+    wanted = requests(sampling=settings)
+    wanted = [replace(request, max_tokens=request.max_tokens + 15) for request in wanted]
+    crowd = run(model, wanted, settings=replace(SETTINGS, continuous_batching_batch_size=16))
+    preempted = run(model, wanted, num_blocks=9, prefix_caching=True)
+    assert [run(model, [request]).answers[0] for request in wanted] == crowd.answers
+    assert preempted.answers == crowd.answers
+    assert max(len(plan.chunks) for plan in crowd.plans) > 12
+    assert crowd.counters.num_preemptions == 0
+    assert preempted.counters.num_preemptions > 2
 
 
 def test_a_row_that_is_taken_again_remembers_nothing() -> None:

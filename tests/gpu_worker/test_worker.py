@@ -7,6 +7,7 @@ from shared.errors import ErrorCode
 from shared.messages import (
     Abort,
     RequestFailed,
+    RequestStarted,
     SequenceEnded,
 )
 from tests.builders import END_TOKEN
@@ -32,8 +33,8 @@ def test_one_request_from_generate_to_end(stage: Stage) -> None:
     answer = expected_answer(message)
     assert stage.answer("r") == answer
     assert stage.starts == [message.text]
-    assert stage.steps[0].started == (message.text,)
-    assert stage.ends == [SequenceEnded("r", "length", hides_last_token=False)]
+    assert stage.steps[0].started == (RequestStarted(message.text, 1, 0),)
+    assert stage.ends == [SequenceEnded("r", 0, "length", hides_last_token=False)]
     assert stage.steps[-1].ended == tuple(stage.ends)
     assert [step.step for step in stage.steps] == list(range(1, len(answer) + 1))
     assert {(step.worker_id, step.epoch) for step in stage.steps} == {(0, EPOCH)}
@@ -46,7 +47,7 @@ def test_an_end_token_is_told_but_hidden(stage: Stage) -> None:
     message = next(m for m in messages if expected_answer(m)[-1] == END_TOKEN)
     stage.run(message)
     assert stage.answer("r")[-1] == END_TOKEN
-    assert stage.ends == [SequenceEnded("r", "stop", hides_last_token=True)]
+    assert stage.ends == [SequenceEnded("r", 0, "stop", hides_last_token=True)]
 
 
 def test_one_message_a_step_holds_all_sequences(stage: Stage) -> None:
@@ -83,20 +84,20 @@ def test_a_prompt_in_chunks_begins_its_text_with_its_first_token(stage: Stage) -
 def test_an_abort_before_the_first_token_is_not_told(stage: Stage) -> None:
     stage.run(generate("r", *range(40)), Abort("r"))
     assert stage.steps == []
-    assert stage.worker._texts == {}
+    assert stage.worker._unheard == {}
 
 
 def test_an_abort_within_the_prompt_is_not_told(stage: Stage) -> None:
     stage.run_with(generate("r", *range(40)), Abort("r"), step=1)
     assert len(stage.runner.plans) == 1
     assert (stage.starts, stage.ends) == ([], [])
-    assert stage.worker._texts == {}
+    assert stage.worker._unheard == {}
 
 
 def test_an_abort_during_the_answer_is_told_at_once_though_nothing_else_runs(stage: Stage) -> None:
     message = generate("r", max_tokens=9)
     stage.run_with(message, Abort("r"), step=1)
-    assert stage.ends == [SequenceEnded("r", "abort", hides_last_token=False)]
+    assert stage.ends == [SequenceEnded("r", 0, "abort", hides_last_token=False)]
     assert stage.steps[-1].token_ids == ()
     assert [step.step for step in stage.steps] == [1, 2]
     assert stage.answer("r") == expected_answer(message)[:1]
@@ -107,7 +108,7 @@ def test_an_abort_among_others_is_told_with_their_next_tokens(stage: Stage) -> N
     stage.mailbox.deliver(both[0])
     stage.run_with(both[1], Abort("r"), step=1)
     assert stage.steps[1].request_ids == ("s",)
-    assert stage.steps[1].ended == (SequenceEnded("r", "abort", hides_last_token=False),)
+    assert stage.steps[1].ended == (SequenceEnded("r", 0, "abort", hides_last_token=False),)
     assert [end.request_id for end in stage.ends] == ["r", "s"], "each end is told once"
     assert stage.answer("s") == expected_answer(both[1])
 
@@ -121,14 +122,14 @@ def test_an_abort_frees_its_blocks_at_once(stage: Stage) -> None:
 def test_an_abort_of_the_unknown_or_the_ended_is_not_told(stage: Stage) -> None:
     stage.mailbox.deliver(Abort("nobody"))
     stage.run_with(generate("r", max_tokens=1), Abort("r"), Abort("r"), step=1)
-    assert stage.ends == [SequenceEnded("r", "length", hides_last_token=False)]
+    assert stage.ends == [SequenceEnded("r", 0, "length", hides_last_token=False)]
 
 
 def test_a_generate_after_its_abort_is_never_started(stage: Stage) -> None:
     stage.run(Abort("r"), generate("r"), generate("s"))
     assert [start.request_id for start in stage.starts] == ["s"]
     assert stage.answer("r") == []
-    assert stage.worker._texts == {}
+    assert stage.worker._unheard == {}
 
 
 def test_a_generate_that_could_do_harm_fails_at_its_frontend(stage: Stage) -> None:
@@ -143,7 +144,7 @@ def test_a_generate_that_could_do_harm_fails_at_its_frontend(stage: Stage) -> No
 def test_logits_that_are_no_numbers_end_their_request_alone(stage: Stage) -> None:
     bad, good = generate("bad", 20, POISON), generate("good", 21)
     stage.run(bad, good)
-    assert SequenceEnded("bad", "error", hides_last_token=False) in stage.ends
+    assert SequenceEnded("bad", 0, "error", hides_last_token=False) in stage.ends
     assert bad.text in stage.starts, "the detokenizer must know whose end it is"
     assert stage.answer("bad") == []
     assert stage.answer("good") == expected_answer(good)

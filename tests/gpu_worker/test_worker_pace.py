@@ -200,7 +200,7 @@ def test_a_message_for_somebody_else_is_ignored(
 
 def test_a_leak_is_found_when_the_worker_comes_to_rest(stage: Stage) -> None:
     stage.worker.scheduler.pool.allocate(1)
-    with pytest.raises(AssertionError, match="used blocks"):
+    with pytest.raises(AssertionError, match="owners and block tables differ"):
         stage.worker.run()
 
 

@@ -36,7 +36,7 @@ def assert_at_rest(scheduler: Scheduler) -> None:
     assert scheduler.is_idle
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
     assert scheduler.pool.num_used == 0
-    assert scheduler._num_reserved == 0
+    assert scheduler._num_promised == 0
     assert sorted(scheduler._free_rows) == list(range(len(scheduler._free_rows)))
 
 
@@ -175,10 +175,10 @@ def test_a_freed_row_is_taken_in_the_next_step() -> None:
     assert [admission.row for admission in plan.admissions] == [first.row] == [second.row]
 
 
-def test_what_does_not_fit_to_its_full_length_waits_and_nobody_overtakes_it() -> None:
+def test_what_does_not_fit_now_waits_and_nobody_overtakes_it() -> None:
     scheduler = make_scheduler(num_blocks=8, block_size=4)
-    running = make_sequence("running", num_prompt_tokens=5, max_tokens=12)  # 4 blocks
-    big = make_sequence("big", num_prompt_tokens=5, max_tokens=13)  # 5 blocks
+    running = make_sequence("running", num_prompt_tokens=16, max_tokens=9)  # 4 blocks and more
+    big = make_sequence("big", num_prompt_tokens=16, max_tokens=2)  # would leave no spare block
     small = make_sequence("small", num_prompt_tokens=1, max_tokens=1)  # 1 block
     add(scheduler, running, big, small)
     run_step(scheduler)
@@ -188,18 +188,8 @@ def test_what_does_not_fit_to_its_full_length_waits_and_nobody_overtakes_it() ->
         run_step(scheduler)
     run_step(scheduler)
     assert big.state is State.RUNNING
-    assert small.state is State.LENGTH
-
-
-def test_reservations_that_fit_exactly_are_admitted_together() -> None:
-    scheduler = make_scheduler(num_blocks=8, block_size=4)
-    pair = [make_sequence(name, num_prompt_tokens=5, max_tokens=12) for name in "ab"]  # 4 blocks
-    add(scheduler, *pair)
     run_step(scheduler)
-    assert scheduler.num_running == 2
-    run_to_end(scheduler)
-    assert all(sequence.num_output_tokens == 12 for sequence in pair)
-    assert_at_rest(scheduler)
+    assert small.state is State.LENGTH
 
 
 def test_a_sequence_may_fill_the_whole_pool_to_its_last_slot() -> None:
@@ -251,7 +241,7 @@ def test_an_abort_gives_everything_back_in_every_state(num_steps: int) -> None:
     add(scheduler, sequence)
     for _ in range(num_steps):
         run_step(scheduler)
-    assert scheduler.abort("r") is sequence
+    assert scheduler.abort("r") == [sequence]
     assert sequence.state is State.ABORTED
     assert_at_rest(scheduler)
     assert scheduler.schedule().is_empty
@@ -276,7 +266,7 @@ def test_an_abort_from_the_middle_of_the_queue_keeps_the_order() -> None:
 
 def test_an_abort_that_overtakes_its_sequence_is_remembered_once() -> None:
     scheduler = make_scheduler()
-    assert scheduler.abort("r") is None
+    assert scheduler.abort("r") == []
     sequence = make_sequence("r")
     add(scheduler, sequence)
     assert sequence.state is State.ABORTED
@@ -307,7 +297,7 @@ def test_an_abort_of_a_finished_sequence_changes_nothing() -> None:
     sequence = make_sequence("r", max_tokens=1)
     add(scheduler, sequence)
     run_step(scheduler)
-    assert scheduler.abort("r") is None
+    assert scheduler.abort("r") == []
     assert sequence.state is State.LENGTH
     assert_at_rest(scheduler)
 

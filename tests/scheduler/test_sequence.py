@@ -18,6 +18,7 @@ WAYS = {  # how to come to each state
 LEGAL = {
     (State.WAITING, State.RUNNING),
     (State.WAITING, State.ABORTED),
+    (State.RUNNING, State.WAITING),
     (State.RUNNING, State.STOPPED),
     (State.RUNNING, State.LENGTH),
     (State.RUNNING, State.ABORTED),
@@ -86,10 +87,14 @@ def test_the_last_sampled_token_is_never_computed() -> None:
     assert make_sequence("r", num_prompt_tokens=5, max_tokens=1).max_computed == 5
 
 
-def test_it_decodes_from_its_first_answer_token_on() -> None:
+def test_it_decodes_when_only_its_newest_sampled_token_is_left() -> None:
     sequence = make_sequence("r", num_prompt_tokens=2)
     sequence.change(State.RUNNING)
-    was_decoding = sequence.is_decoding
-    sequence.append(7)
-    assert (was_decoding, sequence.is_decoding) == (False, True)
+    seen = []
+    for num_computed, sampled in ((0, []), (1, []), (2, [7]), (1, [])):
+        sequence.num_computed = num_computed
+        for token_id in sampled:
+            sequence.append(token_id)
+        seen.append(sequence.is_decoding)
+    assert seen == [False, False, True, False]
     assert sequence.token_ids == [10, 11, 7]

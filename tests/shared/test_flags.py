@@ -13,9 +13,11 @@ from shared.errors import EXIT_CONFIGURATION, FatalError
 
 @dataclass(frozen=True)
 class SwitchConfig:
-    """A room with a switch, which no room has yet."""
+    """A room with one switch."""
 
-    hqq: bool = flag(False, "int4 weights: 25 % of the size")
+    hqq: bool = flag(
+        False, "int4 weights: 25 % of the size", env=("HQQ", "INT4"), aliases=("--int4",)
+    )
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,20 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused() -> None:
     assert refusal(HQQ="maybe") == "HQQ: 'maybe' is not true or false"
 
 
+@pytest.mark.usefixtures("switched")
+def test_another_name_of_a_switch_means_the_same() -> None:
+    assert switch("--int4")
+    assert switch("--int4", "true", HQQ="false")
+    assert not switch("--hqq", "--no-int4")
+    assert not switch("--int4", "--no-hqq")
+    assert switch(INT4="true")
+
+
+def test_the_originals_other_name_of_profiling_is_kept() -> None:
+    assert parse("--torch-autograd-profiling").worker.torch_profiling
+    assert parse(TORCH_AUTOGRAD_PROFILING="true").worker.torch_profiling
+
+
 def test_help_names_every_flag_with_its_default_and_variables(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +203,7 @@ def test_help_names_every_flag_with_its_default_and_variables(
     fields = list(flags.flag_fields())
     assert len(fields) > 15
     for field in fields:
-        assert f"--{field.name.replace('_', '-')} " in text
+        assert all(option in text for option in flags.names_of(field))
         assert f"(default: {field.default!r}, env: {', '.join(flags.variables(field))})" in text
 
 
@@ -211,6 +227,8 @@ def test_every_flag_has_one_meaning() -> None:
 def test_every_flag_is_parsed_from_its_variable() -> None:
     for field in flags.flag_fields():
         number = "1" if field.type is float else "7"  # neither is anybody's default
-        value = field.metadata["choices"][0] if field.metadata["choices"] else number
+        value = (*field.metadata["choices"], number)[0]
+        if field.type is bool:
+            value = str(not field.default)
         for name in flags.variables(field):
             assert parse(**{name: value}) != ServerConfig(), name

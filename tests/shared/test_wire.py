@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 
 from shared import wire
 from shared.errors import ErrorCode, WireError
-from shared.messages import Abort, Generate, Message, Stop, TextStart, Tokenize
+from shared.messages import (
+    Abort,
+    Generate,
+    Message,
+    RequestStarted,
+    SequenceEnded,
+    Stop,
+    TextEnded,
+    TextProduced,
+    TextStart,
+    Tokenize,
+    TokensSampled,
+    WorkerReported,
+)
 from shared.sampling import SamplingParams
 from shared.wire import Codec
 
@@ -37,7 +50,10 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 TEXT_START = TextStart("r", 0, (), ())
-GENERATE = Generate("r", (1, 2), 3, SamplingParams(seed=4), TEXT_START)
+SAMPLING = SamplingParams(seed=4)
+GENERATE = Generate("r", (1, 2), 3, SAMPLING, 1, "", TEXT_START)
+TOKENIZE = Tokenize("r", 0, 0, (), {}, None, (), SAMPLING, 1, "")
+AWKWARD = "\x00\u2028🙂é\u0301"
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,10 @@ RECORDINGS = Codec([Recording])
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Any value of a field's type; a message class is one, too."""
     if get_origin(hint) is tuple:
-        return st.lists(values(get_args(hint)[0]), max_size=3).map(tuple)
+        first, *others = get_args(hint)
+        if others == [...]:
+            return st.lists(values(first), max_size=3).map(tuple)
+        return st.tuples(*map(values, (first, *others)))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         fields = get_type_hints(hint).items()
         return st.builds(hint, **{name: values(type_) for name, type_ in fields})
@@ -85,12 +104,46 @@ def test_every_message_survives_the_round_trip(cls: type, data: st.DataObject) -
     "message",
     [
         Abort(""),
-        Abort("\x00\u2028🙂é\u0301"),
+        Abort(AWKWARD),
+        Abort("r", 0),  # the first answer, not all of them
+        Abort("r", -(2**63)),
         Stop(ErrorCode.ENGINE_DEAD, "null"),
-        Generate("r", (), 0, SamplingParams(seed=2**63 - 1, temperature=5e-324), TEXT_START),
-        Tokenize(
-            "r", 0, 0, (), {"deep": [{"a": [None, True, 0.1]}]}, None, ("",), GENERATE.sampling
+        dataclasses.replace(
+            GENERATE,
+            prompt_token_ids=(),
+            sampling=SamplingParams(
+                seed=2**63 - 1,
+                temperature=5e-324,
+                repetition_penalty=1.7976931348623157e308,
+                presence_penalty=-0.0,
+                logit_bias=((0, -100.0), (2**31 - 1, 1e-45)),
+                stop_token_ids=(2**63 - 1,),
+            ),
+            num_choices=128,
+            cache_salt=AWKWARD,
         ),
+        dataclasses.replace(
+            TOKENIZE,
+            template_kwargs={"deep": [{"a": [None, True, 0.1]}]},
+            stop=("",),
+            num_choices=0,
+            cache_salt="null",
+        ),
+        TokensSampled(
+            0,
+            1,
+            2,
+            (RequestStarted(TEXT_START, 2, 0), RequestStarted(TEXT_START, 2**63 - 1, 16)),
+            ("r", "r"),
+            (1, 0),
+            (0, 0),
+            (5, 0),
+            (SequenceEnded(AWKWARD, 1, "stop", hides_last_token=True),),
+        ),
+        TextProduced(
+            0, 1, ("r", "r"), (1, 0), (0, 7), ("", AWKWARD), (1, 8), (TextEnded("r", 1, "stop", 0),)
+        ),
+        WorkerReported(*range(13)),
     ],
 )
 def test_awkward_values_survive_the_round_trip(message: Message) -> None:
@@ -148,6 +201,10 @@ def test_a_missing_or_extra_field_is_refused_by_name(changes: dict[str, Any]) ->
         ("sampling", {}),
         ("sampling", {"seed": 1, "temperature": "hot"}),
         ("text", {"request_id": "r", "frontend_id": 0, "prompt_tail": []}),
+        ("num_choices", None),
+        ("num_choices", 1.0),
+        ("cache_salt", None),
+        ("cache_salt", 7),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_name(field: str, value: Any) -> None:
@@ -167,16 +224,16 @@ def test_a_number_beyond_64_bits_never_arrives_rounded() -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("field", ["temperature", "top_p"])
+@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "presence_penalty"])
 def test_a_float_that_json_cannot_hold_never_arrives(field: str, number: float) -> None:
     sampling = SamplingParams(**{"seed": 0, field: number})  # type: ignore[arg-type]  # a float
     with pytest.raises(WireError, match=rf"Generate: .*{field}"):
-        wire.decode(wire.encode(Generate("r", (1,), 1, sampling, TEXT_START)))
+        wire.decode(wire.encode(dataclasses.replace(GENERATE, sampling=sampling)))
 
 
 @pytest.mark.parametrize("value", [2**64, "\ud800", {1: 2}, object()], ids=repr)
 def test_a_value_that_json_cannot_hold_is_refused_by_the_sender(value: object) -> None:
-    message = Tokenize("r", 0, 0, (), {"value": value}, None, (), GENERATE.sampling)
+    message = dataclasses.replace(TOKENIZE, template_kwargs={"value": value})
     with pytest.raises(WireError, match="Tokenize: "):
         wire.encode(message)
 
@@ -186,7 +243,7 @@ def test_nesting_too_deep_is_refused_by_the_sender() -> None:
     for _ in range(300):
         nested = [nested]
     with pytest.raises(WireError, match="Tokenize: "):
-        wire.encode(Tokenize("r", 0, 0, ({"a": nested},), {}, None, (), GENERATE.sampling))
+        wire.encode(dataclasses.replace(TOKENIZE, messages=({"a": nested},)))
 
 
 def test_bytes_travel_as_raw_frames_in_field_order() -> None:

@@ -9,8 +9,10 @@ from shared.config import Identity
 from shared.messages import (
     Abort,
     RequestFailed,
+    RequestStarted,
     SequenceEnded,
     StepsAcknowledged,
+    TextEnded,
     TextProduced,
     TextStart,
     TokensSampled,
@@ -38,35 +40,52 @@ class Bench:
         self,
         tokens: dict[str, str] | None = None,
         *,
-        starts: tuple[TextStart, ...] = (),
+        starts: tuple[RequestStarted, ...] = (),
         ends: tuple[SequenceEnded, ...] = (),
     ) -> list[TextProduced]:
-        """One step that gives each request one byte, or its end token for the empty string."""
+        """One step that gives each answer one byte, or its end token for the empty string.
+
+        `a` is the first answer of request a, `a/1` its second.
+        """
         self._step += 1
         tokens = tokens or {}
-        seqs = tuple(self._seqs.get(request_id, 0) for request_id in tokens)
-        self._seqs |= {request_id: seq + 1 for request_id, seq in zip(tokens, seqs, strict=True)}
+        seqs = tuple(self._seqs.get(name, 0) for name in tokens)
+        self._seqs |= {name: seq + 1 for name, seq in zip(tokens, seqs, strict=True)}
         ids = tuple(VOCABULARY.encode(text).ids[0] if text else END_ID for text in tokens.values())
+        names = [name.partition("/") for name in tokens]
+        requests = tuple(request_id for request_id, _, _ in names)
+        choices = tuple(int(choice or 0) for _, _, choice in names)
         self.mailbox.sent.clear()
         self.mailbox.deliver(
-            TokensSampled(0, 3, self._step, starts, tuple(tokens), seqs, ids, ends)
+            TokensSampled(0, 3, self._step, starts, requests, choices, seqs, ids, ends)
         )
         self.detokenizer.serve_once(timeout_seconds=0.0)
         return self.mailbox.of_type(TextProduced)
 
-    def skip(self, request_id: str) -> None:
-        """Loses one token of a request."""
-        self._seqs[request_id] += 1
+    def skip(self, name: str) -> None:
+        """Loses one token of an answer."""
+        self._seqs[name] += 1
+
+    def failures(self) -> list[str]:
+        """Requests that failed in the last step."""
+        return [failed.request_id for failed in self.mailbox.of_type(RequestFailed)]
 
 
-def start(request_id: str, frontend_id: int = 0, stop: tuple[str, ...] = ()) -> TextStart:
+def start(
+    request_id: str,
+    frontend_id: int = 0,
+    stop: tuple[str, ...] = (),
+    num_choices: int = 1,
+    cached_tokens: int = 0,
+) -> RequestStarted:
     """The first word about a request."""
-    return TextStart(request_id, frontend_id, (), stop)
+    text = TextStart(request_id, frontend_id, (), stop)
+    return RequestStarted(text, num_choices, cached_tokens)
 
 
-def ended(request_id: str, reason: str, *, hides: bool = False) -> SequenceEnded:
-    """The worker's last word about a request."""
-    return SequenceEnded(request_id, reason, hides)
+def ended(request_id: str, reason: str, *, choice: int = 0, hides: bool = False) -> SequenceEnded:
+    """The worker's last word about an answer."""
+    return SequenceEnded(request_id, choice, reason, hides)
 
 
 def test_one_step_is_one_message_to_each_frontend() -> None:
@@ -90,7 +109,7 @@ def test_an_end_token_counts_and_is_not_shown() -> None:
     (produced,) = bench.step({"a": ""}, ends=(ended("a", "stop", hides=True),))
     assert produced.texts == ("",)
     assert produced.ended[0].finish_reason == "stop"
-    assert produced.ended[0].completion_tokens == 2
+    assert produced.completion_tokens == (2,)
     assert bench.detokenizer.num_answers == 0
 
 
@@ -100,8 +119,8 @@ def test_a_stop_string_over_several_tokens_is_held_back_cut_and_aborts_the_rest(
     texts += [bench.step({"a": letter})[0].texts for letter in "ab"]
     (last,) = bench.step({"a": "c"})
     assert [*texts, last.texts] == [("x",), ("",), ("",), ("",)]
-    assert (last.ended[0].finish_reason, last.ended[0].completion_tokens) == ("stop", 4)
-    assert ("worker-0", Abort("a")) in bench.mailbox.sent
+    assert (last.ended[0].finish_reason, last.completion_tokens) == ("stop", (4,))
+    assert ("worker-0", Abort("a", 0)) in bench.mailbox.sent
     assert bench.detokenizer.num_answers == 0
 
 
@@ -125,8 +144,8 @@ def test_a_character_is_never_split() -> None:
     bench = Bench()
     ids = VOCABULARY.encode("é").ids
     assert len(ids) == 2
-    bench.mailbox.deliver(TokensSampled(0, 3, 1, (start("a"),), ("a",), (0,), (ids[0],), ()))
-    bench.mailbox.deliver(TokensSampled(0, 3, 2, (), ("a",), (1,), (ids[1],), ()))
+    bench.mailbox.deliver(TokensSampled(0, 3, 1, (start("a"),), ("a",), (0,), (0,), (ids[0],), ()))
+    bench.mailbox.deliver(TokensSampled(0, 3, 2, (), ("a",), (0,), (1,), (ids[1],), ()))
     for _ in range(2):
         bench.detokenizer.serve_once(timeout_seconds=0.0)
     assert [message.texts for message in bench.mailbox.of_type(TextProduced)] == [("",), ("é",)]
@@ -138,7 +157,7 @@ def test_a_lost_token_fails_its_request_and_no_other() -> None:
     bench.skip("a")
     (produced,) = bench.step({"a": "y", "b": "y"})
     assert produced.request_ids == ("b",)
-    assert [failed.request_id for failed in bench.mailbox.of_type(RequestFailed)] == ["a"]
+    assert bench.failures() == ["a"]
     assert ("worker-0", Abort("a")) in bench.mailbox.sent
 
 
@@ -155,7 +174,7 @@ def test_an_answer_that_breaks_the_decoder_fails_alone(monkeypatch: pytest.Monke
     monkeypatch.setattr(Answer, "add", fragile)
     (produced,) = bench.step({"a": "!", "b": "y"})
     assert produced.request_ids == ("b",)
-    assert [failed.request_id for failed in bench.mailbox.of_type(RequestFailed)] == ["a"]
+    assert bench.failures() == ["a"]
     assert ("worker-0", Abort("a")) in bench.mailbox.sent
 
 
@@ -172,6 +191,77 @@ def test_an_aborted_request_is_forgotten_without_a_word() -> None:
     bench.step({"a": "x"}, starts=(start("a"),))
     assert bench.step(ends=(ended("a", "abort"),)) == []
     assert bench.detokenizer.num_answers == 0
+
+
+def test_answers_to_one_prompt_have_texts_of_their_own() -> None:
+    bench = Bench()
+    started = start("a", num_choices=3, cached_tokens=32)
+    (first,) = bench.step({"a/1": "x", "a/0": "y"}, starts=(started,))
+    assert (first.request_ids, first.choices) == (("a", "a"), (1, 0))
+    assert (first.texts, first.seqs, first.completion_tokens) == (("x", "y"), (0, 0), (1, 1))
+    (second,) = bench.step({"a/2": "z", "a/1": "u"}, ends=(ended("a", "length", choice=1),))
+    assert (second.choices, second.seqs) == ((2, 1), (0, 1))
+    assert (second.texts, second.completion_tokens) == (("z", "u"), (1, 2))
+    assert second.ended == (TextEnded("a", 1, "length", 32),)
+    assert bench.detokenizer.num_answers == 2
+
+
+def test_a_character_in_two_answers_is_put_together_in_each() -> None:
+    bench = Bench()
+    first, second = VOCABULARY.encode("é").ids
+    both = (("a", "a"), (0, 1))
+    bench.mailbox.deliver(
+        TokensSampled(0, 3, 1, (start("a", num_choices=2),), *both, (0, 0), (first, first), ()),
+        TokensSampled(0, 3, 2, (), *both, (1, 1), (second, second), ()),
+    )
+    bench.detokenizer.serve_once(timeout_seconds=0.0)
+    texts = [message.texts for message in bench.mailbox.of_type(TextProduced)]
+    assert texts == [("", ""), ("é", "é")]
+
+
+def test_a_stop_string_ends_its_own_answer_alone() -> None:
+    bench = Bench()
+    bench.step({"a": "q", "a/1": "x"}, starts=(start("a", stop=("xy",), num_choices=2),))
+    (produced,) = bench.step({"a": "r", "a/1": "y"})
+    assert produced.texts == ("r", "")
+    assert produced.ended == (TextEnded("a", 1, "stop", 0),)
+    aborts = [message for message in bench.mailbox.sent if isinstance(message[1], Abort)]
+    assert aborts == [("worker-0", Abort("a", 1))]
+    (later,) = bench.step({"a": "s", "a/1": "z"})
+    assert (later.choices, later.texts) == ((0,), ("s",)), "the stopped answer says no more"
+    (last,) = bench.step(
+        {"a": "t"}, ends=(ended("a", "abort", choice=1), ended("a", "length", choice=0))
+    )
+    assert last.ended == (TextEnded("a", 0, "length", 0),)
+    assert bench.detokenizer.num_answers == 0
+
+
+def test_one_failed_answer_ends_its_request_once_and_all_of_it() -> None:
+    bench = Bench()
+    bench.step({"a": "x", "b": "x"}, starts=(start("a", num_choices=3), start("b")))
+    failed = (ended("a", "error", choice=1), ended("a", "error", choice=2))
+    bench.step({"b": "y"}, ends=failed)
+    assert bench.failures() == ["a"]
+    aborts = [message for message in bench.mailbox.sent if isinstance(message[1], Abort)]
+    assert aborts == [("worker-0", Abort("a"))]
+    assert bench.detokenizer.num_answers == 1
+    (later,) = bench.step({"a": "z", "b": "z"}, ends=(ended("a", "abort"),))
+    assert later.request_ids == ("b",), "nothing follows a failure"
+    assert bench.failures() == []
+
+
+def test_no_text_of_a_request_follows_its_failure() -> None:
+    bench = Bench()
+    names = ("a/0", "a/1", "a/2", "b")
+    bench.step(dict.fromkeys(names, "x"), starts=(start("a", num_choices=3), start("b")))
+    bench.skip("a/1")
+    (produced,) = bench.step(dict.fromkeys(names, "y"))
+    assert list(zip(produced.request_ids, produced.choices, strict=True)) == [("a", 0), ("b", 0)]
+    told = [message for room, message in bench.mailbox.sent if room == "frontend-0"]
+    assert told.index(produced) == 0
+    assert [type(message) for message in told[1:]] == [RequestFailed]
+    assert bench.step({"a/0": "z"}) == []
+    assert bench.detokenizer.num_answers == 1
 
 
 def test_it_never_loads_torch_or_transformers() -> None:

@@ -15,6 +15,7 @@ from shared.messages import (
     RequestFailed,
     Tokenize,
 )
+from shared.sampling import SamplingParams
 from tests.builders import GREEDY
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
@@ -29,7 +30,7 @@ def tokenize(request_id: str = "a", content: Any = "hello", **fields: Any) -> To
     """A request of one user message."""
     defaults = {
         "frontend_id": 0, "worker_id": 0, "template_kwargs": {}, "max_tokens": 5, "stop": (),
-        "sampling": GREEDY,
+        "sampling": GREEDY, "num_choices": 1, "cache_salt": "",
     }  # fmt: skip
     messages = ({"role": "user", "content": content},)
     return Tokenize(request_id, messages=messages, **{**defaults, **fields})
@@ -61,10 +62,45 @@ def test_a_prompt_is_accepted_before_the_worker_can_answer_it() -> None:
     assert generate.text.prompt_tail == generate.prompt_token_ids[-PROMPT_TAIL:]
 
 
+def test_what_is_not_text_goes_on_to_the_worker_as_it_came() -> None:
+    message = tokenize(num_choices=7, cache_salt="pepper", stop=("x",), frontend_id=0)
+    (generate,) = serve(message).of_type(Generate)
+    assert (generate.num_choices, generate.cache_salt) == (7, "pepper")
+    assert (generate.sampling, generate.text.stop) == (message.sampling, ("x",))
+
+
 @pytest.mark.parametrize(("asked", "content"), [(None, "hello"), (10**6, "hello")])
 def test_the_answer_is_clamped_to_what_the_context_leaves(asked: int | None, content: str) -> None:
     (generate,) = serve(tokenize(content=content, max_tokens=asked)).of_type(Generate)
     assert generate.max_tokens == CONTEXT - len(generate.prompt_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "param"),
+    [
+        ({"logit_bias": ((5, 1.0), (258, 1.0))}, "logit_bias"),
+        ({"logit_bias": ((9_999_999_999, 1.0),)}, "logit_bias"),
+        ({"stop_token_ids": (0, 258)}, "stop_token_ids"),
+    ],
+)
+def test_a_token_that_the_model_does_not_have_is_the_callers_mistake(
+    settings: dict[str, Any], param: str
+) -> None:
+    (failed,) = serve(tokenize(sampling=SamplingParams(seed=1, **settings))).of_type(RequestFailed)
+    assert (failed.code.value, failed.param) == ("invalid_value", param)
+    assert "258" in failed.message
+
+
+def test_every_token_of_the_vocabulary_may_be_biased_and_stopped_at() -> None:
+    sampling = SamplingParams(seed=1, logit_bias=((257, 1.0),), stop_token_ids=(257,))
+    (generate,) = serve(tokenize(sampling=sampling)).of_type(Generate)
+    assert generate.sampling == sampling
+
+
+def test_min_tokens_is_clamped_with_the_answer() -> None:
+    sampling = SamplingParams(seed=1, min_tokens=10**6)
+    (generate,) = serve(tokenize(sampling=sampling, max_tokens=None)).of_type(Generate)
+    assert generate.sampling.min_tokens == generate.max_tokens < CONTEXT
 
 
 def test_a_prompt_as_long_as_the_context_is_refused_in_the_words_that_clients_look_for() -> None:

@@ -1,0 +1,94 @@
+"""Correctness and speed on a CUDA device, in under eight minutes, into one JSON record.
+
+Stages, each to be chosen by `--stages a,b`: `equality` with generate() in eight architectures,
+`kernel` against dense attention, `decode` of an 8-billion model under CUDA graphs and `eager`
+without, `peers` (transformers' continuous batching), `prefix` cache, `later` (what is not built).
+The record is on disk after every row; rows that this machine cannot measure say why.
+
+    python -m benchmarks.bench_gpu
+"""
+
+import argparse
+import datetime as dt
+import gc
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import decode, equality, kernel, peers, prefix
+from benchmarks.gpu.machine import ROOT, Machine
+from benchmarks.gpu.record import Record, Row, Stage, Unavailable, Values
+
+NOT_BUILT_YET = {
+    "HQQ int4, decode at batch 1, 8, 64": "--hqq is not built yet",
+    "Whisper, seconds of speech a second": "the whisper family is not built yet",
+}
+
+
+def stages(machine: Machine) -> list[Stage]:
+    """Every stage, in the order in which a fault of one makes the next pointless."""
+    return [
+        equality.stage(machine),
+        kernel.stage(machine),
+        decode.stage(machine, cuda_graphs=True),
+        decode.stage(machine, cuda_graphs=False),
+        peers.stage(machine),
+        prefix.stage(machine),
+        Stage("later", 1.0, _later_rows),
+    ]
+
+
+def _later_rows() -> Sequence[Row]:
+    return [Row(name, partial(_not_built, reason)) for name, reason in NOT_BUILT_YET.items()]
+
+
+def _not_built(reason: str) -> Values:
+    raise Unavailable(reason)
+
+
+def record_path(directory: Path, device_name: str) -> Path:
+    """gpu-<device>-<date>.json."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return directory / f"gpu-{slug}-{dt.datetime.now(dt.UTC).date()}.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures the chosen stages; 1 when a check failed or a row broke."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--stages", default="", help="names, with commas; default: all")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--commit", default="", help="default: as git says")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="all rows, small and on the CPU: tests this file"
+    )
+    arguments = parser.parse_args(argv)
+    machine = Machine(torch.device("cpu" if arguments.rehearse else "cuda"), arguments.rehearse)
+    if arguments.rehearse:
+        torch.set_num_threads(1)  # small models compute faster so
+    known = stages(machine)
+    wanted = set(arguments.stages.split(",")) if arguments.stages else {s.name for s in known}
+    if unknown := wanted - {stage.name for stage in known}:
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    path = record_path(arguments.output, machine.name)
+    record = Record(path, machine.facts(arguments.commit))
+    for stage in known:
+        if stage.name in wanted:
+            record.run(stage)
+            _free(machine)
+    print(path)
+    return int(record.has_failed)
+
+
+def _free(machine: Machine) -> None:
+    """Gives back what the last stage took."""
+    gc.collect()
+    if machine.device.type == "cuda" and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

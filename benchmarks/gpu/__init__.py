@@ -1,0 +1,1 @@
+"""The stages of `bench_gpu`: each module yields the rows of one."""

@@ -1,0 +1,35 @@
+"""Which attention backend serves a model: the fastest one that its device has."""
+
+import logging
+
+from gpu_worker.attention.backend import AttentionBackend
+from gpu_worker.attention.cpu_paged import choose_cpu_backend
+from gpu_worker.attention.torch_paged import TorchAttention
+from gpu_worker.probe import ModelUse
+from shared.config import WorkerConfig
+
+logger = logging.getLogger(__name__)
+
+
+def make_backend(
+    use: ModelUse, config: WorkerConfig, *, num_blocks: int, max_model_len: int
+) -> AttentionBackend:
+    """Allocates the cache of `num_blocks` blocks in the layout of the backend that it is for."""
+    if use.device.type == "cuda":
+        # Triton comes with CUDA builds of torch alone.
+        from gpu_worker.attention.triton_paged import TritonPagedAttention  # noqa: PLC0415
+
+        return TritonPagedAttention(
+            use.geometry,
+            num_blocks,
+            num_rows=config.continuous_batching_batch_size,
+            max_model_len=max_model_len,
+        )
+    if config.cpu_kernels:
+        num_heads = [layer.num_heads for layer in use.layers]
+        native = choose_cpu_backend(use.geometry, num_heads, num_blocks)
+        if native is not None:
+            return native
+    else:
+        logger.info("CPU attention: plain torch, as --no-cpu-kernels says")
+    return TorchAttention(use.geometry, num_blocks)

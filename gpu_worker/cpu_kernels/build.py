@@ -1,0 +1,99 @@
+"""Compiles the kernels with this machine's compiler, once: the result is kept in a cache folder.
+
+A cached file is loaded into the process as code, so it must lie where nobody else could put one.
+"""
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+SOURCES = tuple(sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"))))
+COMPILERS = ("g++", "c++")
+# What the intrinsics need, and no more: the file runs on every machine that has these.
+CPU_FLAGS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c")
+COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", *(f"-m{flag}" for flag in CPU_FLAGS))
+COMPILE_SECONDS = 300.0
+
+
+class BuildError(Exception):
+    """There will be no kernels here; the message says why."""
+
+
+def default_cache_directory() -> Path:
+    """Where kernels are kept unless the settings say otherwise."""
+    return Path.home() / ".cache" / "transformers-openai-api"
+
+
+def build(cache_directory: Path) -> Path:
+    """Returns the shared library, compiled unless the cache holds it; or raises BuildError.
+
+    Any number of processes may build at once: each compiles in a folder of its own, and the last
+    one's file stays.
+    """
+    compiler = _find_compiler()
+    try:
+        cache_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        library = cache_directory / f"cpu_kernels-{_key(compiler)}.so"
+        _refuse_foreign(cache_directory)
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=cache_directory) as folder:
+                _compile(compiler, Path(folder) / library.name)
+                (Path(folder) / library.name).replace(library)
+        _refuse_foreign(library)
+    except OSError as error:
+        raise BuildError(f"the cache folder {cache_directory} cannot be used: {error}") from error
+    return library
+
+
+def _find_compiler() -> str:
+    for name in COMPILERS:
+        if path := shutil.which(name):
+            return path
+    raise BuildError(f"no C++ compiler is installed ({' or '.join(COMPILERS)})")
+
+
+def _key(compiler: str) -> str:
+    """Changes with everything that the library is made from and made for."""
+    version = _run([compiler, "--version"]).partition("\n")[0]
+    digest = hashlib.sha256()
+    for part in (version, torch.__version__, *COMPILE_FLAGS):
+        digest.update(part.encode() + b"\0")
+    for source in SOURCES:
+        digest.update(source.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _compile(compiler: str, library: Path) -> None:
+    """Leaves OpenMP unresolved: the library must share the threads of torch's own runtime."""
+    sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+    unit = library.with_suffix(".o")
+    _run([compiler, *COMPILE_FLAGS, "-w", "-c", *sources, "-o", str(unit)])
+    _run([compiler, "-shared", str(unit), "-o", str(library)])
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603  # a compiler found on the PATH, and our own files
+            command, capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS
+        )
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip() or "no message").splitlines()[-1]
+        raise BuildError(f"{command[0]} failed: {last}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} failed: {error}") from error
+    return done.stdout
+
+
+def _refuse_foreign(path: Path) -> None:
+    status = path.stat()
+    if status.st_uid != os.getuid():
+        raise BuildError(f"{path} belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BuildError(f"{path} can be written by other users")

@@ -1,0 +1,179 @@
+// One split of one context, for a few query rows at once: scores, weights, weighted values.
+#pragma once
+#include <cmath>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t kSplit = 256;   // keys: scores of kMaxRows rows stay in the first-level cache
+constexpr int64_t kMaxRows = 8;   // rows that a micro-kernel holds in registers
+constexpr int64_t kPadding = 64;  // floats: rows of results hold whole groups of vectors
+
+struct Row {           // one query head of one token
+  int64_t first, end;  // positions that it sees
+};
+
+// Scores of some rows' keys so far: their maximum, the sum of e^(score - max), and that sum over
+// the values, in rows of the context's `width`.
+struct Sums {
+  float *max, *sum, *values;
+};
+
+template <class T>
+struct Context {  // one head of the pool, as one sequence sees it
+  const T *pool_keys, *pool_values;
+  int64_t key_step, value_step;  // elements from one block of the pool to the next
+  int64_t key_size, value_size, width;
+  float softcap;
+  const int32_t* table;
+
+  const T* keys(int64_t block) const { return pool_keys + table[block] * key_step; }
+  const T* values(int64_t block) const { return pool_values + table[block] * value_step; }
+};
+
+inline __mmask16 lanes_of(const Row& seen, int64_t block) {
+  const int64_t start = block * kBlock;
+  return first_lanes(seen.end - start) & ~first_lanes(seen.first - start);
+}
+
+// scores[r][key] of N blocks; what is read next is fetched meanwhile.
+template <int R, int N, class T>
+void score_blocks(const Context<T>& context, int64_t block, int64_t end, const float* queries,
+                  float* scores) {
+  const int64_t size = context.key_size;
+  const T *now[N], *next[N];
+  __m512 sum[R][N];
+  for (int n = 0; n < N; n++) {
+    now[n] = context.keys(block + n);
+    next[n] = block + n + N < end ? context.keys(block + n + N) : context.values(block + n);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) sum[r][n] = _mm512_setzero_ps();
+  }
+  for (int64_t d = 0; d < size; d++) {
+    __m512 key[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) {
+      key[n] = load(now[n] + d * kBlock);
+      _mm_prefetch(reinterpret_cast<const char*>(next[n] + d * kBlock), _MM_HINT_T0);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const __m512 q = _mm512_set1_ps(queries[r * size + d]);
+#pragma GCC unroll 2
+      for (int n = 0; n < N; n++) sum[r][n] = _mm512_fmadd_ps(q, key[n], sum[r][n]);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    for (int n = 0; n < N; n++) _mm512_store_ps(scores + r * kSplit + n * kBlock, sum[r][n]);
+  }
+}
+
+// scores[r][key] of the blocks `block` to `end` - 1, two blocks at a time.
+template <int R, class T>
+void score(const Context<T>& context, int64_t block, int64_t end, const float* queries,
+           float* scores) {
+  for (; block + 1 < end; block += 2, scores += 2 * kBlock) {
+    score_blocks<R, 2>(context, block, end, queries, scores);
+  }
+  if (block < end) score_blocks<R, 1>(context, block, end, queries, scores);
+}
+
+// Scores of the blocks `block` to `end` - 1 become e^(score - max), and 0 where the row is blind.
+inline void soften(const Row& seen, int64_t block, int64_t end, float softcap, float* scores,
+                   float& row_max, float& row_sum) {
+  const int64_t num_blocks = end - block;
+  if (seen.first >= seen.end) {
+    std::fill_n(scores, num_blocks * kBlock, 0.f);
+    return;
+  }
+  const __m512 hidden = _mm512_set1_ps(-INFINITY), cap = _mm512_set1_ps(softcap);
+  __m512 max = hidden, sum = _mm512_setzero_ps();
+  for (int64_t b = 0; b < num_blocks; b++) {
+    __m512 x = load(scores + b * kBlock);
+    if (softcap > 0) x = _mm512_mul_ps(cap, tanh_of(_mm512_div_ps(x, cap)));
+    x = _mm512_mask_mov_ps(hidden, lanes_of(seen, block + b), x);
+    max = _mm512_max_ps(x, max);
+    _mm512_store_ps(scores + b * kBlock, x);
+  }
+  row_max = _mm512_reduce_max_ps(max);
+  for (int64_t b = 0; b < num_blocks; b++) {
+    const __m512 x = _mm512_sub_ps(load(scores + b * kBlock), _mm512_set1_ps(row_max));
+    const __m512 weight = _mm512_maskz_mov_ps(lanes_of(seen, block + b), exp_of(x));
+    sum = _mm512_add_ps(sum, weight);
+    _mm512_store_ps(scores + b * kBlock, weight);
+  }
+  row_sum = _mm512_reduce_add_ps(sum);
+}
+
+// The weighted sum of V vectors of the values of keys `first` to `end` - 1, from `column` on;
+// weights[r][0] is that of the split's first key.
+template <int R, int V, class T>
+void weigh(const Context<T>& context, int64_t split, int64_t column, int64_t first, int64_t end,
+           const float* weights, float* sums) {
+  const int64_t size = context.value_size;
+  __mmask16 lanes[V];
+  __m512 sum[R][V];
+  for (int v = 0; v < V; v++) {
+    lanes[v] = first_lanes(size - column - v * kBlock);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) sum[r][v] = _mm512_setzero_ps();
+  }
+  for (int64_t block = first / kBlock; block * kBlock < end; block++) {
+    const int64_t start = std::max(first, block * kBlock);
+    const int64_t stop = std::min(end, (block + 1) * kBlock);
+    const T* now = context.values(block) + column;
+    const T* next = stop < end ? context.values(block + 1) + column : now;
+    for (int64_t key = start; key < stop; key++) {
+      const int64_t at = (key - block * kBlock) * size;
+      __m512 value[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        value[v] = load(now + at + v * kBlock, lanes[v]);
+        _mm_prefetch(reinterpret_cast<const char*>(next + at + v * kBlock), _MM_HINT_T0);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const __m512 weight = _mm512_set1_ps(weights[r * kSplit + key - split * kSplit]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[r][v] = _mm512_fmadd_ps(weight, value[v], sum[r][v]);
+      }
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    for (int v = 0; v < V; v++) {
+      store(sums + r * context.width + column + v * kBlock, 0xffff, sum[r][v]);
+    }
+  }
+}
+
+// The split's sums for R rows, whose scaled queries are [R, Dk]; a row that sees nothing sums to 0.
+template <int R, class T>
+void attend_split(const Context<T>& context, const Row* rows, const float* queries, int64_t split,
+                  const Sums& sums) {
+  alignas(64) float scores[R * kSplit];
+  Row seen[R];
+  const int64_t start = split * kSplit, stop = start + kSplit;
+  int64_t first = stop, end = start;  // seen by any row
+  for (int r = 0; r < R; r++) {
+    seen[r] = {std::max(rows[r].first, start), std::min(rows[r].end, stop)};
+    sums.sum[r] = 0.f;
+    if (seen[r].first >= seen[r].end) continue;
+    first = std::min(first, seen[r].first);
+    end = std::max(end, seen[r].end);
+  }
+  if (first >= end) return;
+  const int64_t block = first / kBlock, end_block = (end - 1) / kBlock + 1;
+  float* const first_scores = scores + block * kBlock - start;
+  score<R>(context, block, end_block, queries, first_scores);
+  for (int r = 0; r < R; r++) {
+    float* const row = first_scores + r * kSplit;
+    soften(seen[r], block, end_block, context.softcap, row, sums.max[r], sums.sum[r]);
+  }
+  constexpr int V = R <= 4 ? 4 : 2;
+  for (int64_t column = 0; column < context.value_size; column += V * kBlock) {
+    weigh<R, V>(context, split, column, first, end, scores, sums.values);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,140 @@
+"""Linear layers whose weights lie in oneDNN's own layout, so that no step has to reorder them.
+
+Stock code goes on reading `weight`: its dtype and shape cost nothing, its numbers are unpacked.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from transformers.pytorch_utils import Conv1D
+
+logger = logging.getLogger(__name__)
+
+# Tokens of the step that oneDNN lays the weights out for. Other sizes read the same layout, so it
+# may not be 1: at 8 to 32 tokens that is slower than not packing at all.
+TYPICAL_TOKENS = 32
+_ONEDNN: Any = torch.ops.mkldnn  # what torch's own compiler calls; operators have no types
+
+
+class PackedLinear(nn.Module):
+    """x @ weight.T + bias, as `nn.Linear` computes it up to rounding."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._packed = _ONEDNN._reorder_linear_weight(weight.contiguous(), TYPICAL_TOKENS)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[out, in], unpacked anew by whoever computes with it."""
+        return UnpackedOnUse(self._packed)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the packed weight."""
+        num_bytes: int = _ONEDNN._nbytes(self._packed)
+        return num_bytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, in] -> […, out]."""
+        output: torch.Tensor = _ONEDNN._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return output
+
+
+class PackedConv1D(PackedLinear):
+    """The same for GPT-2's layer, whose weight is [in, out]."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight.t(), bias)
+        self.nf = self.out_features
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[in, out], unpacked anew by whoever computes with it."""
+        return super().weight.t()
+
+
+class UnpackedOnUse(torch.Tensor):
+    """A packed weight that looks like a plain one."""
+
+    _packed: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, packed: torch.Tensor) -> "UnpackedOnUse":
+        """Takes no memory of its own."""
+        make: Any = torch.Tensor._make_wrapper_subclass
+        self: UnpackedOnUse = make(cls, packed.shape, dtype=packed.dtype, device=packed.device)
+        self._packed = packed
+        return self
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares its own as a C function
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Every computation sees the plain weight."""
+
+        def unpacked(value: Any) -> Any:
+            return value._packed.to_dense() if isinstance(value, UnpackedOnUse) else value
+
+        args, kwargs = pytree.tree_map(unpacked, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Packs every linear layer of a model on the CPU and frees its plain weight.
+
+    Returns the bytes that are held twice: a head that is tied to the embedding is packed, and the
+    embedding keeps the plain rows that it looks up.
+    """
+    plain = {module for module in model.modules() if _is_packable(module)}
+    kept = {
+        parameter.data_ptr()
+        for module in model.modules()
+        if module not in plain
+        for parameter in module.parameters(recurse=False)
+    }
+    packed: dict[nn.Module, PackedLinear] = {}
+    twice_bytes = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child not in plain:
+                continue
+            if child not in packed:  # a layer may be used in several places
+                packed[child] = _pack(child)
+                is_tied = child.get_parameter("weight").data_ptr() in kept
+                twice_bytes += packed[child].packed_bytes if is_tied else 0
+                del child.weight
+            setattr(parent, name, packed[child])
+    logger.info(
+        "%d linear layers prepacked for the CPU; %.1f MiB held twice, with the embedding",
+        len(packed), twice_bytes / 2**20,
+    )  # fmt: skip
+    return twice_bytes
+
+
+def _is_packable(module: nn.Module) -> bool:
+    """True for a layer that is exactly what its class says, in a precision that oneDNN packs."""
+    if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    weight = module.get_parameter("weight")
+    return weight.device.type == "cpu" and _packs(weight.dtype)
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(_ONEDNN._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+def _pack(layer: nn.Module) -> PackedLinear:
+    kind = PackedConv1D if isinstance(layer, Conv1D) else PackedLinear
+    bias: torch.Tensor | None = getattr(layer, "bias", None)
+    return kind(layer.get_parameter("weight").detach(), bias)

@@ -1,0 +1,103 @@
+"""A step that raises harms only the sequence that makes it raise.
+
+Executing a plan, or a part of it, a second time changes nothing. So a plan that raises is run again
+in halves, until the culprit is alone: at most 2 log2(B) runs more for one culprit among B
+sequences. A device without memory for the whole step gets it in parts in the same way, and even a
+single chunk in pieces.
+"""
+
+import logging
+import traceback
+
+import torch
+
+from gpu_worker.kv_cache import BLOCK_SIZE
+from gpu_worker.runner import Runner
+from scheduler.plan import NO_TOKEN, StepPlan, StepResult
+from shared.errors import EXIT_FAILED, FatalError
+
+logger = logging.getLogger(__name__)
+
+# CUDA errors after which every call fails: the context is lost, and only a new process helps.
+# https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html
+STICKY_ERRORS = (
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "misaligned address",
+    "illegal instruction",
+    "invalid program counter",
+    "hardware stack error",
+    "launch timed out",
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+    "GPU is lost",
+)
+
+
+class IsolatingRunner:
+    """A runner that fails sequences instead of raising; FatalError is the one exception."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Computes one step; the sequences that cannot be computed are in `failed_rows`."""
+        try:
+            return self._runner.execute(plan)
+        except FatalError:
+            raise
+        except Exception as error:  # noqa: BLE001 — whatever it is, it must not harm the others
+            _refuse_sticky(error)
+            return self._execute_in_parts(plan, error)
+
+    def _execute_in_parts(self, plan: StepPlan, error: Exception) -> StepResult:
+        is_out_of_memory = _is_out_of_memory(error)
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the forward pass
+        if is_out_of_memory:
+            torch.cuda.empty_cache()  # does nothing without CUDA
+        parts = _split(plan, pieces=is_out_of_memory)
+        if not parts:
+            (chunk,) = plan.chunks
+            logger.error("a sequence failed in step %d", plan.step, exc_info=error)
+            return StepResult((NO_TOKEN,) * chunk.samples, frozenset({chunk.row}))
+        logger.warning("step %d is run in parts, because of %r", plan.step, error)
+        token_ids: tuple[int, ...] = ()
+        failed_rows: frozenset[int] = frozenset()
+        for part in parts:
+            result = self._execute_part(part, failed_rows)
+            token_ids += result.token_ids
+            failed_rows |= result.failed_rows
+        return StepResult(token_ids, failed_rows)
+
+    def _execute_part(self, part: StepPlan, failed_rows: frozenset[int]) -> StepResult:
+        """The later piece of a chunk whose earlier one failed fails without being run."""
+        if len(part.chunks) == 1 and part.chunks[0].row in failed_rows:
+            return StepResult((NO_TOKEN,) * part.chunks[0].samples)
+        return self.execute(part)
+
+
+def _split(plan: StepPlan, *, pieces: bool) -> tuple[StepPlan, ...]:
+    """Two halves of the plan; of a single chunk only if `pieces` allows it; else none."""
+    if len(plan.chunks) > 1:
+        middle = len(plan.chunks) // 2
+        return plan.part(0, middle), plan.part(middle, len(plan.chunks))
+    if pieces and len(plan.chunks[0].token_ids) > 1:
+        return plan.pieces(BLOCK_SIZE)
+    return ()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)  # of torch's CPU allocator, of CUDA beside torch's allocator
+    is_in_text = "can't allocate memory" in text or "CUDA error: out of memory" in text
+    return isinstance(error, RuntimeError) and is_in_text
+
+
+def _refuse_sticky(error: Exception) -> None:
+    """Raises FatalError where nothing on this device can work any more."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(sticky in text for sticky in STICKY_ERRORS):
+        reason = f"the GPU is lost to this process: {text.splitlines()[0]}"
+        raise FatalError(reason, EXIT_FAILED) from error

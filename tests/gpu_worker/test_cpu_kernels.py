@@ -1,0 +1,201 @@
+"""Building the kernels: once, safely, or not at all with one line that says why."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+import torch
+
+from gpu_worker.attention.cpu_paged import choose_cpu_backend
+from gpu_worker.cpu_kernels import build as building
+from gpu_worker.cpu_kernels import native
+from gpu_worker.cpu_kernels.build import CPU_FLAGS, BuildError, build
+from gpu_worker.cpu_kernels.native import load_kernels
+from tests.gpu_worker.native import kernels
+from tests.gpu_worker.paged_steps import Shape
+
+SHAPE = Shape(9, 3, 64, 64)
+
+
+BROKEN = pytest.mark.usefixtures("_broken_compiler")
+
+
+@pytest.fixture
+def _broken_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A compiler that says its version, and fails at everything else."""
+    compiler = tmp_path / "broken-g++"
+    compiler.write_text('#!/bin/sh\ntest "$1" = --version && exit 0\necho boom >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda _: str(compiler))
+    monkeypatch.setattr(native, "CPU_INFO", able_cpu(tmp_path))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+
+def able_cpu(folder: Path, *missing: str) -> Path:
+    """A list of a processor's abilities, without these."""
+    info = folder / "cpuinfo"
+    info.write_text("flags : fpu " + " ".join(f for f in CPU_FLAGS if f not in missing) + "\n")
+    return info
+
+
+def refusal(cache: Path, caplog: pytest.LogCaptureFixture) -> str:
+    """The one line that is logged when there will be no kernels."""
+    with caplog.at_level(logging.INFO):
+        assert load_kernels(cache) is None
+    (record,) = caplog.records
+    assert "plain torch" in record.getMessage()
+    return record.getMessage()
+
+
+def test_the_kernels_of_this_machine_load_from_the_cache_without_a_compiler_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels()
+
+    def compile_again(compiler: str, library: Path) -> None:
+        raise AssertionError((compiler, library))
+
+    monkeypatch.setattr(building, "_compile", compile_again)
+    with caplog.at_level(logging.INFO):
+        assert load_kernels() is not None
+    (record,) = caplog.records
+    assert "native kernels" in record.getMessage()
+
+
+@BROKEN
+def test_without_a_compiler_plain_torch_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert "no C++ compiler" in refusal(tmp_path, caplog)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert choose_cpu_backend(SHAPE.geometry(), [9], 8, tmp_path) is None
+    assert len(caplog.records) == 1
+
+
+@BROKEN
+def test_a_failed_build_says_what_the_compiler_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    assert "boom" in refusal(cache, caplog)
+    assert not list(cache.iterdir())
+
+
+@BROKEN
+@pytest.mark.parametrize("missing", CPU_FLAGS)
+def test_a_processor_without_the_instructions_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    missing: str,
+) -> None:
+    monkeypatch.setattr(native, "CPU_INFO", able_cpu(tmp_path, missing))
+    assert f"no {missing}" in refusal(tmp_path, caplog)
+
+
+@BROKEN
+def test_another_kind_of_processor_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert "aarch64" in refusal(tmp_path, caplog)
+
+
+@BROKEN
+def test_a_cache_folder_that_cannot_be_made_is_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be used" in refusal(tmp_path / "file" / "cache", caplog)
+
+
+def compiled(monkeypatch: pytest.MonkeyPatch, content: bytes = b"library") -> None:
+    """Lets every compilation succeed at once."""
+    monkeypatch.setattr(building, "_compile", lambda _, library: library.write_bytes(content))
+
+
+@BROKEN
+def test_a_library_that_does_not_load_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    compiled(monkeypatch, b"no library at all")
+    assert "do not load" in refusal(tmp_path / "cache", caplog)
+
+
+@BROKEN
+def test_a_cache_that_others_can_write_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled(monkeypatch)
+    cache = tmp_path / "cache"
+    library = build(cache)
+    assert cache.stat().st_mode & 0o777 == 0o700
+    for path, mode in ((cache, 0o777), (cache, 0o770), (library, 0o666), (library, 0o664)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        with pytest.raises(BuildError, match="other users"):
+            build(cache)
+        path.chmod(before)
+    assert build(cache) == library
+
+
+@BROKEN
+def test_a_cache_of_another_user_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled(monkeypatch)
+    build(tmp_path / "cache")
+    me = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: me + 1)
+    with pytest.raises(BuildError, match="belongs to another user"):
+        build(tmp_path / "cache")
+
+
+@BROKEN
+def test_the_library_is_built_anew_for_another_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled(monkeypatch)
+    first = build(tmp_path / "cache")
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert build(tmp_path / "cache") != first
+
+
+@BROKEN
+def test_builders_at_the_same_time_all_end_with_one_whole_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    everybody = Barrier(4, timeout=30)
+
+    def compile_together(compiler: str, library: Path) -> None:
+        library.write_bytes(b"half a ")
+        everybody.wait()
+        library.write_bytes(b"half a library")
+
+    monkeypatch.setattr(building, "_compile", compile_together)
+    cache = tmp_path / "cache"
+    with ThreadPoolExecutor(4) as pool:
+        libraries = set(pool.map(build, [cache] * 4))
+    (library,) = libraries
+    assert library.read_bytes() == b"half a library"
+    assert list(cache.iterdir()) == [library]
+
+
+def test_a_model_that_the_kernels_cannot_serve_gets_plain_torch_and_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for dtype, num_heads in ((torch.float64, 9), (torch.float32, 8)):
+        caplog.clear()
+        assert choose_cpu_backend(SHAPE.geometry(dtype), [num_heads], 8) is None
+        assert len(caplog.records) == 1
