@@ -47,6 +47,10 @@ ROOT = Path(__file__).resolve().parent
 PROGRAM = "transformers-openai-api"
 STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the other rooms
 PROFILE_SECONDS = 60.0  # for the worker to write what --torch-profiling has recorded
+# How long an idle OpenMP thread of the worker spins before it sleeps, in turns of a loop: about a
+# millisecond. Sleeping at once doubles a step's time on two threads; torch's own default, far
+# longer, keeps cores from the other rooms. See docs/log.md.
+SPIN_COUNT = "20000"
 LISTEN_BACKLOG = 1024
 # What an earlier run may have left behind; nothing else in a directory is ours to delete.
 _OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)")
@@ -248,9 +252,11 @@ def _child_environment(kind: str, environ: Mapping[str, str]) -> dict[str, str]:
     """The launcher's own, with this project first on the path and no thread pool left spinning."""
     child = dict(environ)
     child["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environ.get("PYTHONPATH")])])
-    child["OMP_WAIT_POLICY"] = "PASSIVE"
     child["TOKENIZERS_PARALLELISM"] = "false"
-    if kind != "worker":
+    if kind == "worker":
+        child.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        child.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    else:
         child["OMP_NUM_THREADS"] = "1"
     return child
 

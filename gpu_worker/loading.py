@@ -35,6 +35,7 @@ from gpu_worker.sizing import (
     size_cache,
     wanted_context,
 )
+from gpu_worker.threads import default_threads
 from shared.config import WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError, unloadable
 
@@ -56,8 +57,8 @@ class LoadedModel:
 def load(config: WorkerConfig) -> LoadedModel:
     """Loads the model and sizes its cache, or raises FatalError."""
     device = choose_device(config.accelerator_type)
-    if config.cpu_threads:
-        torch.set_num_threads(config.cpu_threads)
+    if device.type == "cpu":
+        torch.set_num_threads(config.cpu_threads or default_threads())
     model_config = _load_config(config.model.hf_model, config.model.path)
     refuse_unsupported(model_config)
     wanted_context(config, longest_context(model_config, config.model.max_model_len))
@@ -81,7 +82,10 @@ def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
         longest_context(model.config, config.model.max_model_len),
         reserved_bytes=_forward_bytes(runner, use.device, config),
     )
-    logger.info("%s, %s on %s; %s", model.config.model_type, model.dtype, model.device, size.reason)
+    logger.info(
+        "%s, %s on %s; %s",
+        model.config.model_type, model.dtype, _described(model.device), size.reason,
+    )  # fmt: skip
     causal_lm = runner(size.num_blocks, size.max_model_len)
     if use.device.type == "cuda" and config.cuda_graphs:
         causal_lm.capture(CudaGraphDevice())
@@ -119,6 +123,12 @@ def _forward_bytes(
     plan = probe_plan(config.continuous_batching_batch_size, config.max_num_batched_tokens)
     small = runner(num_blocks_of(plan), config.max_num_batched_tokens)
     return activation_bytes(small.execute, plan, device)
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu (threads: {torch.get_num_threads()})"
+    return str(torch.cuda.get_device_name(device))
 
 
 def choose_device(accelerator_type: str) -> torch.device:

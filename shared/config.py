@@ -187,10 +187,19 @@ class WorkerConfig:
     cpu_kernels: bool = flag(
         True, "compile and use the native CPU kernels where this machine can; else plain torch"
     )
-    cpu_threads: int = flag(0, "threads of a step on the CPU; 0: torch's own choice", at_least=0)
+    cpu_kernels_directory: str = flag(
+        "",
+        "where compiled CPU kernels are kept; default: ~/.cache/transformers-openai-api",
+        env=("CPU_KERNELS_DIRECTORY", "CACHE_DIRECTORY"),
+    )
+    cpu_threads: int = flag(
+        0,
+        "threads of a step on the CPU; 0: all cores but one, which the other processes need",
+        at_least=0,
+    )
     torch_profiling: bool = flag(
         False,
-        "torch.profiler around the first prefill and decode steps: a table in the log, a Chrome trace",
+        "torch.profiler around the first steps: a table in the log and a Chrome trace",
         env=("TORCH_PROFILING", "TORCH_AUTOGRAD_PROFILING"),
         aliases=("--torch-autograd-profiling",),
     )

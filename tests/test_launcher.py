@@ -18,6 +18,15 @@ def refusal(path: Path | str) -> FatalError:
     return caught.value
 
 
+def test_only_the_worker_has_threads_and_they_do_not_spin_for_long() -> None:
+    worker = launcher._child_environment("worker", {})
+    assert (worker["OMP_WAIT_POLICY"], worker["GOMP_SPINCOUNT"]) == ("PASSIVE", launcher.SPIN_COUNT)
+    assert "OMP_NUM_THREADS" not in worker
+    assert launcher._child_environment("worker", {"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
+    for kind in ("frontend", "tokenizer", "detokenizer"):
+        assert launcher._child_environment(kind, {"OMP_NUM_THREADS": "8"})["OMP_NUM_THREADS"] == "1"
+
+
 def test_a_run_directory_is_private_and_held_by_one(tmp_path: Path) -> None:
     path = tmp_path / "run"
     assert launcher.open_run_directory(str(path), 1, {}) == str(path)

@@ -1,6 +1,7 @@
 """Which attention backend serves a model: the fastest one that its device has."""
 
 import logging
+from pathlib import Path
 
 from gpu_worker.attention.backend import AttentionBackend
 from gpu_worker.attention.cpu_paged import choose_cpu_backend
@@ -27,7 +28,13 @@ def make_backend(
         )
     if config.cpu_kernels:
         num_heads = [layer.num_heads for layer in use.layers]
-        native = choose_cpu_backend(use.geometry, num_heads, num_blocks)
+        directory = config.cpu_kernels_directory
+        native = choose_cpu_backend(
+            use.geometry,
+            num_heads,
+            num_blocks,
+            cache_directory=Path(directory).expanduser() if directory else None,
+        )
         if native is not None:
             return native
     else:

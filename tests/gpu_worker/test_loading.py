@@ -1,5 +1,7 @@
 """A model that cannot be served rightly is refused with the way out; the rest is sized to fit."""
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,7 +112,7 @@ def test_the_log_says_how_large_the_cache_is_and_why(caplog: pytest.LogCaptureFi
     caplog.set_level("INFO")
     serve(make_model("llama"), settings(static_cache=True, static_cache_decoder_max_length=50))
     (line,) = [record.message for record in caplog.records if record.name == "gpu_worker.loading"]
-    assert line.startswith("llama, torch.float32 on cpu; KV cache: 16 blocks of 16 tokens, ")
+    assert re.match(r"llama, torch.float32 on cpu \(threads: \d+\); KV cache: 16 blocks ", line)
     assert line.endswith("static for 4 sequences of 50 tokens")
 
 
@@ -224,3 +226,11 @@ def test_half_a_checkpoint_is_refused(tmp_path: Path, damage: Callable[[Path], N
     damage(tmp_path / "model.safetensors")
     with pytest.raises(FatalError, match="--hf-model"):
         load(WorkerConfig(model=ModelConfig(str(tmp_path)), accelerator_type="cpu"))
+
+
+def test_cpu_kernels_are_kept_where_the_setting_says(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no compiler")
+    directory = tmp_path / "kernels"
+    serve(make_model("llama"), settings(cpu_kernels_directory=str(directory)))
+    assert [path.suffix for path in directory.iterdir()] == [".so"]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpu_worker import memory
+from gpu_worker import cgroups as cgroups_module
 from gpu_worker.memory import free_bytes
 
 CPU = torch.device("cpu")
@@ -16,8 +16,8 @@ AVAILABLE = 10_000
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cgroup file system on a machine with `AVAILABLE` bytes."""
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(cgroups_module, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups_module, "OWN_CGROUPS", tmp_path / "own")
     state = SimpleNamespace(available=AVAILABLE)
     monkeypatch.setattr("psutil.virtual_memory", lambda: state)
     return tmp_path
