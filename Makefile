@@ -55,13 +55,17 @@ docs: install  ## write the generated table of docs/flags.md anew
 
 check: lint types imports test  ## all of the above: run it before a push
 
-# The machine's own Python, if it has torch, with the wheels of `make gpu-wheels`; else .venv.
+# The machine's own Python, if it has torch, with those wheels of `make gpu-wheels` that fit it;
+# else .venv.
 bench-gpu:  ## correctness and speed on a CUDA device, into benchmarks/results (ARGS="--stages decode")
 	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && python="$(PYTHON)" && \
 	if ! $$python -c 'import sys, importlib.util as u; sys.exit(not u.find_spec("torch"))'; then \
-	  python=$(PY); \
-	elif ls .whl/*.whl >/dev/null 2>&1; then \
-	  $$python -m pip install --quiet --no-index --no-deps --no-compile --target "$$site" .whl/*.whl; \
+	  $(MAKE) install && python=$(PY); \
+	else \
+	  for wheel in $(wildcard .whl/*.whl); do \
+	    $$python -m pip install --quiet --no-index --no-deps --no-compile --target "$$site" \
+	      "$$wheel" || echo "passed over: $$wheel"; \
+	  done; \
 	fi && PYTHONPATH="$$site" $$python -m benchmarks.bench_gpu $(ARGS)
 
 gpu-wheels: install  ## into .whl: what a GPU machine without a network lacks to run the worker
