@@ -27,8 +27,12 @@ class BuildError(Exception):
 
 
 def default_cache_directory() -> Path:
-    """Where kernels are kept unless the settings say otherwise."""
-    return Path.home() / ".cache" / "transformers-openai-api"
+    """Where kernels are kept; BuildError for a user without a home directory."""
+    try:
+        home = Path.home()
+    except RuntimeError as error:  # no HOME, and no entry in the list of users
+        raise BuildError("there is no home directory to keep them in") from error
+    return home / ".cache" / "transformers-openai-api"
 
 
 def build(cache_directory: Path) -> Path:
@@ -76,19 +80,30 @@ def _compile(compiler: str, library: Path) -> None:
     unit = library.with_suffix(".o")
     _run([compiler, *COMPILE_FLAGS, "-w", "-c", *sources, "-o", str(unit)])
     _run([compiler, "-shared", str(unit), "-o", str(library)])
+    library.chmod(0o700)  # a usual umask of 002 would let the group write it
 
 
 def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(  # noqa: S603  # a compiler found on the PATH, and our own files
-            command, capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",  # it may quote a path of any bytes
+            check=True,
+            timeout=COMPILE_SECONDS,
         )
     except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip() or "no message").splitlines()[-1]
-        raise BuildError(f"{command[0]} failed: {last}") from error
+        raise BuildError(f"{command[0]} failed: {_complaint(error.stderr)}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} failed: {error}") from error
     return done.stdout
+
+
+def _complaint(output: str) -> str:
+    """The first line that speaks of an error: after it compilers quote the source."""
+    lines = output.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error" in line), lines[-1]).strip()
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -41,7 +41,7 @@ def able_cpu(folder: Path, *missing: str) -> Path:
     return info
 
 
-def refusal(cache: Path, caplog: pytest.LogCaptureFixture) -> str:
+def refusal(cache: Path | None, caplog: pytest.LogCaptureFixture) -> str:
     """The one line that is logged when there will be no kernels."""
     with caplog.at_level(logging.INFO):
         assert load_kernels(cache) is None
@@ -86,6 +86,41 @@ def test_a_failed_build_says_what_the_compiler_said(
     cache = tmp_path / "cache"
     assert "boom" in refusal(cache, caplog)
     assert not list(cache.iterdir())
+
+
+@BROKEN
+def test_a_failed_build_shows_the_error_and_not_the_caret_under_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = tmp_path / "said"
+    said.write_bytes(
+        b"In file included from b\xe9ta.h:1,\n                 from a.cpp:2:\n"
+        b"a.cpp:3:4: fatal error: omp.h: No such file\n    3 | #include <omp.h>\n      |    ^~~~\n"
+    )
+    compiler = tmp_path / "broken-g++"
+    compiler.write_text(f'#!/bin/sh\ntest "$1" = --version && exit 0\ncat {said} >&2\nexit 1\n')
+    assert refusal(tmp_path / "cache", caplog).endswith("fatal error: omp.h: No such file")
+
+
+@BROKEN
+def test_without_a_home_directory_plain_torch_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_such_user(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", no_such_user)
+    assert "no home directory" in refusal(None, caplog)
+
+
+def test_what_a_group_writable_umask_makes_is_loaded(tmp_path: Path) -> None:
+    kernels()
+    before = os.umask(0o002)
+    try:
+        assert load_kernels(tmp_path / "cache") is not None
+    finally:
+        os.umask(before)
 
 
 @BROKEN
