@@ -30,6 +30,7 @@ from gpu_worker.rope import SequenceAngles
 from gpu_worker.self_check import SelfCheck
 from gpu_worker.sizing import (
     activation_bytes,
+    lengths_without_effect,
     num_blocks_of,
     probe_plan,
     size_cache,
@@ -61,6 +62,10 @@ def load(config: WorkerConfig) -> LoadedModel:
         torch.set_num_threads(config.cpu_threads or default_threads())
     model_config = _load_config(config.model.hf_model, config.model.path)
     refuse_unsupported(model_config)
+    for flag in lengths_without_effect(config, has_encoder=False):
+        logger.warning(
+            "%s has no effect: it is for --static-cache, the encoder's for encoder-decoders", flag
+        )
     wanted_context(config, longest_context(model_config, config.model.max_model_len))
     model = _load_weights(config, choose_dtype(config.torch_dtype, device), device)
     return serve(model, config)

@@ -85,6 +85,20 @@ def wanted_context(config: WorkerConfig, longest_context: int) -> int:
     return asked or longest_context
 
 
+def lengths_without_effect(config: WorkerConfig, *, has_encoder: bool) -> list[str]:
+    """The flags of lengths that were set and that this cache does not follow."""
+    unused = {
+        "static_cache_encoder_max_length": not (config.static_cache and has_encoder),
+        "static_cache_decoder_max_length": not config.static_cache,
+    }
+    defaults = WorkerConfig()
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, is_unused in unused.items()
+        if is_unused and getattr(config, name) != getattr(defaults, name)
+    ]
+
+
 def probe_plan(num_sequences: int, num_tokens: int) -> StepPlan:
     """As large a step as will ever run: a full token budget, and every row samples in every way."""
     length = max(1, num_tokens // num_sequences)

@@ -11,6 +11,7 @@ from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, LayerGeometry
 from gpu_worker.sizing import (
     CacheSize,
     activation_bytes,
+    lengths_without_effect,
     num_blocks_of,
     probe_plan,
     size_cache,
@@ -162,3 +163,25 @@ def test_the_probe_is_a_full_step_that_a_small_cache_can_run(rows: int, budget: 
 
 def test_nothing_is_reserved_on_the_cpu() -> None:
     assert activation_bytes(lambda _: None, probe_plan(1, 1), CPU) == 0
+
+
+@pytest.mark.parametrize(
+    ("static_cache", "has_encoder", "expected"),
+    [
+        (False, False, ["encoder", "decoder"]),
+        (False, True, ["encoder", "decoder"]),
+        (True, False, ["encoder"]),
+        (True, True, []),
+    ],
+)
+def test_lengths_that_were_set_for_nothing_are_named(
+    static_cache: bool, has_encoder: bool, expected: list[str]
+) -> None:
+    config = WorkerConfig(
+        static_cache=static_cache,
+        static_cache_encoder_max_length=100,
+        static_cache_decoder_max_length=100,
+    )
+    names = [f"--static-cache-{part}-max-length" for part in expected]
+    assert lengths_without_effect(config, has_encoder=has_encoder) == names
+    assert lengths_without_effect(WorkerConfig(), has_encoder=has_encoder) == []
