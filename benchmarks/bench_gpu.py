@@ -10,7 +10,6 @@ The record is on disk after every row; rows that this machine cannot measure say
 
 import argparse
 import datetime as dt
-import gc
 import re
 import sys
 from collections.abc import Sequence
@@ -78,16 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stage in known:
         if stage.name in wanted:
             record.run(stage)
-            _free(machine)
+            machine.free()
     print(path)
     return int(record.has_failed)
-
-
-def _free(machine: Machine) -> None:
-    """Gives back what the last stage took."""
-    gc.collect()
-    if machine.device.type == "cuda" and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ class CudaGraphDevice:
         """See `GraphDevice`."""
         self._warm_up(run)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with (
+            torch.cuda.stream(self._stream),  # left also where torch does not: on a failed capture
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+        ):
             output = run()
 
         def replay() -> torch.Tensor:

@@ -24,7 +24,7 @@ from gpu_worker.attention.choice import make_backend
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.packed_linear import pack_linears
-from gpu_worker.paged_attention import ATTENTION
+from gpu_worker.paged_attention import ATTENTION, unbind
 from gpu_worker.probe import ModelUse, probe
 from gpu_worker.rope import SequenceAngles
 from gpu_worker.self_check import SelfCheck
@@ -81,11 +81,12 @@ def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
         backend = make_backend(use, config, num_blocks=num_blocks, max_model_len=max_model_len)
         return CausalLM(model, backend, config.continuous_batching_batch_size, angles)
 
+    longest = longest_context(model.config, config.model.max_model_len)
     size = size_cache(
         use.geometry,
         config,
-        longest_context(model.config, config.model.max_model_len),
-        reserved_bytes=_forward_bytes(runner, use.device, config),
+        longest,
+        reserved_bytes=_forward_bytes(model, runner, config, wanted_context(config, longest)),
     )
     logger.info(
         "%s, %s on %s; %s",
@@ -120,14 +121,20 @@ def _examined(model: PreTrainedModel) -> tuple[ModelUse, SequenceAngles]:
 
 
 def _forward_bytes(
-    runner: Callable[[int, int], CausalLM], device: torch.device, config: WorkerConfig
+    model: PreTrainedModel,
+    runner: Callable[[int, int], CausalLM],
+    config: WorkerConfig,
+    context: int,
 ) -> int:
     """Memory that the largest step takes beside weights and cache; measured on a GPU, else 0."""
-    if device.type != "cuda":
+    if model.device.type != "cuda":
         return 0
-    plan = probe_plan(config.continuous_batching_batch_size, config.max_num_batched_tokens)
-    small = runner(num_blocks_of(plan), config.max_num_batched_tokens)
-    return activation_bytes(small.execute, plan, device)
+    num_rows, num_tokens = config.continuous_batching_batch_size, config.max_num_batched_tokens
+    plan = probe_plan(num_rows, num_tokens, context)
+    small = runner(num_blocks_of(plan), num_tokens)
+    num_bytes = activation_bytes(small.execute, plan, model.device)
+    unbind(model)  # the small cache is free memory as soon as nobody holds it
+    return num_bytes
 
 
 def _described(device: torch.device) -> str:

@@ -54,6 +54,12 @@ def bind(model: PreTrainedModel, backend: AttentionBackend) -> None:
             cast("Any", module).paged_backend = backend
 
 
+def unbind(model: PreTrainedModel) -> None:
+    """Lets go of the backend, and with it of its cache."""
+    for module in model.modules():
+        vars(module).pop("paged_backend", None)
+
+
 def _chunk(module: torch.nn.Module, layer: int) -> int | None:
     """The size of the layer's attention chunks, which stock code tells its masks only."""
     config: Any = getattr(module, "config", None)

@@ -5,7 +5,7 @@ Names in configs differ from family to family; what reaches the attention functi
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -82,6 +82,7 @@ def probe(model: PreTrainedModel) -> ModelUse:
     forward: Any = model  # transformers types no forward pass
     try:
         model.set_attn_implementation(ATTENTION)
+        _expect_no_padding(model)
         bind(model, recorder)
         forward(
             input_ids=row,
@@ -94,6 +95,17 @@ def probe(model: PreTrainedModel) -> ModelUse:
         reason = f"it does not run over a paged cache ({type(error).__name__}: {error})"
         raise refusal(model_type, reason) from error
     return _checked(model, recorder)
+
+
+def _expect_no_padding(model: PreTrainedModel) -> None:
+    """Stock code of GPT-2 and others looks for it in every step, and so waits for the device."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            cast("Any", module).warn_if_padding_and_no_attention_mask = _warn_of_nothing
+
+
+def _warn_of_nothing(*_: Any) -> None:
+    """A flat row has no padding."""
 
 
 def _checked(model: PreTrainedModel, recorder: Recorder) -> ModelUse:

@@ -18,6 +18,7 @@ from shared.sampling import SamplingParams
 GPU_FRACTION = 0.9  # of the free memory, unless a flag says otherwise
 CPU_FRACTION = 0.5  # the machine has other work, and weights may be read again
 _MIB = 2**20
+_TOP_K = 2000  # of the probe: too many to look at the best few, so the whole vocabulary is cut
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,16 @@ def lengths_without_effect(config: WorkerConfig, *, has_encoder: bool) -> list[s
     ]
 
 
-def probe_plan(num_sequences: int, num_tokens: int) -> StepPlan:
-    """As large a step as will ever run: a full token budget, and every row samples in every way."""
-    length = max(1, num_tokens // num_sequences)
-    sampling = SamplingParams(seed=0, top_p=0.5, top_k=5, min_p=0.1, repetition_penalty=2.0)
+def probe_plan(num_sequences: int, num_tokens: int, context: int) -> StepPlan:
+    """As large a step as will ever run: a full token budget, and every row samples in every way.
+
+    No row is longer than `context`: beyond it a table of positions has no entry, and a GPU that
+    reads there is lost to the process.
+    """
+    length = min(max(1, num_tokens // num_sequences), context)
+    sampling = SamplingParams(
+        seed=0, top_p=0.5, top_k=_TOP_K, min_p=0.1, repetition_penalty=2.0, frequency_penalty=1.0
+    )
     blocks_each = _num_blocks(length)
     admissions, chunks = [], []
     for row in range(num_sequences):
@@ -137,7 +144,7 @@ def _budget(geometry: KVGeometry, fraction: float, reserved_bytes: int) -> _Budg
     fraction = fraction or (GPU_FRACTION if geometry.device.type == "cuda" else CPU_FRACTION)
     free = max(0, free_bytes(geometry.device) - reserved_bytes)
     num_blocks = max(0, int(free * fraction) // geometry.block_bytes - 1)
-    explanation = f"{fraction:.0%} of {free / _MIB:.0f} MiB of free memory"
+    explanation = f"{100 * fraction:.3g}% of {free / _MIB:.0f} MiB of free memory"
     if reserved_bytes:
         explanation += f" beside {reserved_bytes / _MIB:.0f} MiB for the forward pass"
     return _Budget(num_blocks, explanation)

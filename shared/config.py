@@ -196,6 +196,7 @@ class WorkerConfig:
         0,
         "threads of a step on the CPU; 0: all cores but one, which the other processes need",
         at_least=0,
+        at_most=1024,
     )
     torch_profiling: bool = flag(
         False,

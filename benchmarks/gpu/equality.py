@@ -69,6 +69,9 @@ def compare(machine: Machine, name: str) -> Values:
     torch.set_float32_matmul_precision("highest")
     model_type, overrides = ARCHITECTURES[name]
     model: Any = make_model(model_type, **overrides)
+    model.set_attn_implementation(
+        "eager"
+    )  # the reference; others know neither softcaps nor float32
     model = model.to(machine.device)
     vocab_size = model.config.vocab_size
     prompts = [random_prompt(n, length, vocab_size) for n, length in enumerate(PROMPT_LENGTHS)]

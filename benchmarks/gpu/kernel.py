@@ -18,6 +18,7 @@ from benchmarks.gpu.record import Row, Stage, Unavailable, Values, Wrong
 from gpu_worker.attention.backend import AttentionBackend, AttentionRules
 from gpu_worker.attention.torch_paged import TorchAttention
 from gpu_worker.batch import Batch, Rows, prepare
+from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, LayerGeometry
 from scheduler.plan import Admission, Chunk, StepPlan
 from shared.sampling import SamplingParams
@@ -26,6 +27,7 @@ from shared.sampling import SamplingParams
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 CONTEXTS = (1, 15, 16, 17, 300, 1100)  # tokens of each sequence after the first step
 MOST_TOKENS = 32768  # of one sequence
+GRAPH_CALLS = 20  # timed as one CUDA graph, as decoding runs them: without launches from Python
 LATE_CHUNK = 37  # tokens with which one sequence joins the decoding others
 
 
@@ -215,8 +217,12 @@ def decode_speed(machine: Machine, batch_size: int, context: int) -> Values:
     backend.begin(sequences.grow(*[1] * batch_size))
     query, key, value = case.tokens(batch_size, torch.bfloat16, machine.device)
     rules = case.rules(machine.device)
-    repeats = 3 if machine.is_rehearsal else 30
-    seconds = machine.seconds(lambda: backend.attend(0, query, key, value, rules), repeats)
+    attend = partial(backend.attend, 0, query, key, value, rules)
+    if machine.is_rehearsal:
+        seconds = machine.seconds(attend, 3)
+    else:
+        calls = CudaGraphDevice().capture(lambda: [attend() for _ in range(GRAPH_CALLS)][-1])
+        seconds = machine.seconds(calls, 30) / GRAPH_CALLS
     num_bytes = batch_size * (context + 1) * geometry.block_bytes / BLOCK_SIZE
     return {
         "microseconds": seconds * 1e6,

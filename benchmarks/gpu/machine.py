@@ -1,5 +1,6 @@
 """The machine that is measured: what it is, what it could do at best, and the model it is given."""
 
+import gc
 import statistics
 import subprocess
 import time
@@ -71,6 +72,7 @@ class Machine:
     def model(self, attn_implementation: str) -> PreTrainedModel:
         """A new random model of 8 billion parameters (a rehearsal: of few), made on the device."""
         self.require()
+        self.free()
         config = LlamaConfig(**(TINY if self.is_rehearsal else EIGHT_BILLION))
         auto_model: Any = AutoModelForCausalLM  # transformers leaves `from_config` untyped
         torch.manual_seed(0)
@@ -114,6 +116,12 @@ class Machine:
         """Waits until the device has done everything."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def free(self) -> None:
+        """Gives back the memory of what nobody needs any more; engines are cycles of references."""
+        gc.collect()
+        if self.device.type == "cuda" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ A cached file is loaded into the process as code, so it must lie where nobody el
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -12,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 SOURCES = tuple(sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"))))
@@ -47,6 +50,7 @@ def build(cache_directory: Path) -> Path:
         library = cache_directory / f"cpu_kernels-{_key(compiler)}.so"
         _refuse_foreign(cache_directory)
         if not library.exists():
+            logger.info("compiling the CPU kernels, once for this machine, into %s", library)
             with tempfile.TemporaryDirectory(dir=cache_directory) as folder:
                 _compile(compiler, Path(folder) / library.name)
                 (Path(folder) / library.name).replace(library)

@@ -123,6 +123,8 @@ def test_the_documentation_names_exactly_these_types() -> None:
     assert sorted(named) == sorted(architectures.TESTED_MODEL_TYPES)
     table = "".join(re.findall(r"^\| .+$", refused, re.MULTILINE))
     assert sorted(re.findall(r"`([^`]+)`", table)) == sorted(REFUSED)
+    count = f"{len(architectures.TESTED_MODEL_TYPES)} types of decoder are tested"
+    assert count in (DOCUMENT.parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 # ── by one token ─────────────────────────────────────────────────────────────────────────────────

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from gpu_worker import sampler as sampling_module
 from gpu_worker import sizing
 from gpu_worker.batch import Rows, prepare
 from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, LayerGeometry
+from gpu_worker.sampler import Sampler
 from gpu_worker.sizing import (
     CacheSize,
     activation_bytes,
@@ -75,6 +77,7 @@ def test_scarce_memory_bounds_the_pool_and_not_the_context() -> None:
 def test_a_share_is_a_share_of_the_free_memory() -> None:
     assert size(kv_cache_memory_fraction=1.0).num_blocks == min(80, 4 * 16)
     assert size(kv_cache_memory_fraction=0.25).num_blocks == 19
+    assert "7.25% of 1 MiB" in size(kv_cache_memory_fraction=0.0725).reason
 
 
 @pytest.mark.usefixtures("free_blocks")
@@ -151,7 +154,7 @@ def test_two_answers_to_how_long_a_context_may_be_are_refused() -> None:
 
 @pytest.mark.parametrize(("rows", "budget"), [(4, 40), (4, 512), (20, 20), (3, 100)])
 def test_the_probe_is_a_full_step_that_a_small_cache_can_run(rows: int, budget: int) -> None:
-    plan = probe_plan(rows, budget)
+    plan = probe_plan(rows, budget, LONGEST)
     assert budget - rows < plan.num_tokens <= budget
     tables = Rows(rows)
     tables.update(plan)
@@ -162,7 +165,25 @@ def test_the_probe_is_a_full_step_that_a_small_cache_can_run(rows: int, budget: 
 
 
 def test_nothing_is_reserved_on_the_cpu() -> None:
-    assert activation_bytes(lambda _: None, probe_plan(1, 1), CPU) == 0
+    assert activation_bytes(lambda _: None, probe_plan(1, 1, LONGEST), CPU) == 0
+
+
+def test_no_row_of_the_probe_is_longer_than_the_context() -> None:
+    plan = probe_plan(2, 4 * LONGEST, LONGEST)
+    assert [len(chunk.token_ids) for chunk in plan.chunks] == [LONGEST, LONGEST]
+
+
+def test_the_probe_takes_all_the_memory_that_sampling_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = probe_plan(2, 8, LONGEST)
+    sampler = Sampler(2, 3000, CPU)
+    for admission in plan.admissions:
+        sampler.begin(admission)
+    assert None not in (sampler._penalties._is_seen, sampler._penalties._losses)
+    monkeypatch.setattr(sampling_module, "narrow", None)  # few candidates take little
+    rows = torch.arange(2)
+    assert len(sampler.sample(torch.zeros(2, 3000), rows, rows, [0, 1])) == 2
 
 
 @pytest.mark.parametrize(
