@@ -104,6 +104,7 @@ class TextStart:
     frontend_id: int
     prompt_tail: tuple[int, ...]  # last prompt tokens: the context of the first piece of text
     stop: tuple[str, ...]
+    min_tokens: int = 0  # no stop string is looked for in the text of as many
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # times the token's count in the answer (OpenAI)
     presence_penalty: float = 0.0  # once for a token that is in the answer (OpenAI)
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
-    min_tokens: int = 0  # end tokens are impossible before as many
+    min_tokens: int = 0  # no end token is sampled, and no stop string counts, before as many
     ignore_eos: bool = False  # the model's own end tokens do not end the answer
     stop_token_ids: tuple[int, ...] = ()  # further end tokens
 

@@ -110,15 +110,20 @@ class Tokenizer:
             most_tokens=most_tokens,
         )
         room = _room_for_answer(len(prompt), most_tokens)
-        text = TextStart(
-            message.request_id, message.frontend_id, tuple(prompt[-PROMPT_TAIL:]), message.stop
-        )
         max_tokens = min(message.max_tokens or room, room)
+        sampling = _fitted(message.sampling, max_tokens, self._encoder.vocab_size)
+        text = TextStart(
+            request_id=message.request_id,
+            frontend_id=message.frontend_id,
+            prompt_tail=tuple(prompt[-PROMPT_TAIL:]),
+            stop=message.stop,
+            min_tokens=sampling.min_tokens,
+        )
         return Generate(
             request_id=message.request_id,
             prompt_token_ids=tuple(prompt),
             max_tokens=max_tokens,
-            sampling=_fitted(message.sampling, max_tokens, self._encoder.vocab_size),
+            sampling=sampling,
             num_choices=message.num_choices,
             cache_salt=message.cache_salt,
             text=text,

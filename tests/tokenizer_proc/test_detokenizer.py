@@ -77,9 +77,10 @@ def start(
     stop: tuple[str, ...] = (),
     num_choices: int = 1,
     cached_tokens: int = 0,
+    min_tokens: int = 0,
 ) -> RequestStarted:
     """The first word about a request."""
-    text = TextStart(request_id, frontend_id, (), stop)
+    text = TextStart(request_id, frontend_id, (), stop, min_tokens)
     return RequestStarted(text, num_choices, cached_tokens)
 
 
@@ -129,6 +130,15 @@ def test_tokens_after_a_stop_string_are_dropped() -> None:
     bench.step({"a": "q"}, starts=(start("a", stop=("q",)),))
     assert bench.step({"a": "r"}) == []
     assert bench.step(ends=(ended("a", "abort"),)) == []
+
+
+def test_stop_strings_are_looked_for_behind_the_least_number_of_tokens() -> None:
+    bench = Bench()
+    texts = [bench.step({"a": "q"}, starts=(start("a", stop=("q",), min_tokens=3),))[0].texts]
+    texts += [bench.step({"a": letter})[0].texts for letter in "rq"]
+    (last,) = bench.step({"a": "q"})
+    assert [*texts, last.texts] == [("q",), ("r",), ("q",), ("",)]
+    assert (last.ended[0].finish_reason, last.completion_tokens) == ("stop", (4,))
 
 
 def test_half_a_stop_string_is_released_at_the_length() -> None:

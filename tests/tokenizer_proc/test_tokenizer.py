@@ -101,6 +101,7 @@ def test_min_tokens_is_clamped_with_the_answer() -> None:
     sampling = SamplingParams(seed=1, min_tokens=10**6)
     (generate,) = serve(tokenize(sampling=sampling, max_tokens=None)).of_type(Generate)
     assert generate.sampling.min_tokens == generate.max_tokens < CONTEXT
+    assert generate.text.min_tokens == generate.max_tokens
 
 
 def test_a_prompt_as_long_as_the_context_is_refused_in_the_words_that_clients_look_for() -> None:
