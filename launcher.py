@@ -37,7 +37,7 @@ from shared.errors import (
     FatalError,
 )
 from shared.mailbox import Mailbox, unexpected
-from shared.messages import AddressBook, Peer, RoomReady, RoomStarted, Stop
+from shared.messages import AddressBook, ModelFacts, Peer, RoomReady, RoomStarted, Stop
 from shared.process import ChildProcess, last_words_path
 from shared.sockets import MAX_PATH_BYTES
 
@@ -68,15 +68,13 @@ class Child:
     pidfd: int  # readable once the process has ended; see pidfd_open(2)
     has_started: bool = False
     is_ready: bool = False
-    max_model_len: int = 0
+    model: ModelFacts | None = None  # once a worker has told it
 
     @property
     def peer(self) -> Peer:
         """The child's line in the address book."""
         identity = self.identity
-        return Peer(
-            identity.room, identity.epoch, identity.address, self.is_ready, self.max_model_len
-        )
+        return Peer(identity.room, identity.epoch, identity.address, self.is_ready, self.model)
 
 
 class Launcher:
@@ -144,7 +142,7 @@ class Launcher:
                     self._children[room].has_started = True
                 case RoomReady(room, epoch) if self._is_life(room, epoch):
                     self._children[room].is_ready = True
-                    self._children[room].max_model_len = message.max_model_len
+                    self._children[room].model = message.model
                     logger.info("%s is ready", room)
                 case _:
                     unexpected(message)

@@ -21,6 +21,9 @@ def build_app(service: Service) -> ASGIApp:
     litestar = Litestar(
         route_handlers=[
             routes.create_chat_completion,
+            routes.create_completion,
+            routes.tokenize,
+            routes.detokenize,
             routes.list_models,
             routes.retrieve_model,
             probes.show_health,

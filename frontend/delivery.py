@@ -1,4 +1,4 @@
-"""The ASGI side of one chat completion: waits, writes, and lets go whatever happens.
+"""The ASGI side of one request for answers: waits, writes, and lets go whatever happens.
 
 Litestar cancels no handler when the client leaves, and a stream stuck in `send` never reaches its
 generator's `finally`. So the response is an ASGI callable of our own: it watches `receive`, limits
@@ -16,11 +16,12 @@ from litestar.types import Receive, Scope, Send
 
 from frontend import responses, stream
 from frontend.engine_client import EngineClient
-from frontend.events import Failed, Finished, TextAdded
+from frontend.events import Accepted, Failed, Finished, PromptRead, TextAdded
 from frontend.generation import Generation
 from frontend.responses import Head
-from frontend.stream import ChatStream
-from frontend.translate import Chat
+from frontend.shapes import Answer, ChatShape, CompletionShape, Shape
+from frontend.stream import AnswerStream
+from frontend.translate import Ask
 
 logger = logging.getLogger(__name__)
 
@@ -34,51 +35,58 @@ _STREAM_HEADERS = {
 }
 
 
-class ChatDelivery:
-    """Answers one validated chat request; an ASGI application."""
+class Delivery:
+    """Answers one validated request; an ASGI application."""
 
-    def __init__(self, engine: EngineClient, chat: Chat, model: str) -> None:
+    def __init__(self, engine: EngineClient, ask: Ask, model: str) -> None:
         self._engine = engine
-        self._chat = chat
+        self._wanted = ask.submission
+        self._framing = ask.framing
         self._model = model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises RequestError when the request fails before the first byte."""
-        with self._engine.submit(self._chat.prompt) as generation:
+        with self._engine.submit(self._wanted) as generation:
             head = Head(generation.request_id, int(time.time()), self._model)
-            answer = self._stream if self._chat.stream else self._answer_whole
+            answer = self._stream if self._framing.stream else self._answer_whole
             try:
                 await run_until_gone(answer(generation, head, send), receive)
             except WriteStalledError:
                 logger.info("%s: the client stopped reading", generation.request_id)
 
     async def _stream(self, generation: Generation, head: Head, send: Send) -> None:
-        prompt_tokens = await generation.accepted()
-        chunks = ChatStream(
-            head,
-            prompt_tokens,
-            num_choices=self._chat.prompt.num_choices,
-            include_usage=self._chat.include_usage,
-        )
+        accepted = await generation.accepted()
+        include_usage = self._framing.include_usage
+        chunks = AnswerStream(head, self._shape(accepted), accepted, include_usage=include_usage)
         await _start(send, self._headers(_STREAM_HEADERS))
-        await _write(send, chunks.opening(), is_last=False)
+        if opening := chunks.opening():
+            await _write(send, opening, is_last=False)
         while not chunks.is_over:
             data = await _next_chunks(generation, chunks)
             if data:
                 await _write(send, data, is_last=chunks.is_over)
 
     async def _answer_whole(self, generation: Generation, head: Head, send: Send) -> None:
-        prompt_tokens = await generation.accepted()
-        added, finished = await _collect(generation)
-        body = responses.chat_completion(head, prompt_tokens, added, finished)
+        accepted = await generation.accepted()
+        shape = self._shape(accepted)
+        answers = [Answer() for _ in range(self._wanted.total_choices)]
+        finished = await _collect(generation, shape, answers)
+        body = responses.whole(head, shape, accepted, answers, finished)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         await _start(send, self._headers(headers))
         await _write(send, body, is_last=True)
 
+    def _shape(self, accepted: list[Accepted]) -> Shape:
+        has_logprobs, num_choices = self._framing.has_logprobs, self._wanted.num_choices
+        if self._wanted.id_prefix == "chatcmpl":
+            return ChatShape(num_choices, has_logprobs=has_logprobs)
+        echo = self._framing.echo
+        return CompletionShape(accepted, num_choices, has_logprobs=has_logprobs, echo=echo)
+
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        if not self._chat.ignored_fields:
+        if not self._framing.ignored_fields:
             return dict(headers)
-        return {**headers, "x-ignored-fields": self._chat.ignored_fields}
+        return {**headers, "x-ignored-fields": self._framing.ignored_fields}
 
 
 class WriteStalledError(Exception):
@@ -104,7 +112,7 @@ async def _wait_until_gone(receive: Receive) -> None:
         pass  # the rest of a body that was read already
 
 
-async def _next_chunks(generation: Generation, chunks: ChatStream) -> bytes:
+async def _next_chunks(generation: Generation, chunks: AnswerStream) -> bytes:
     try:
         async with asyncio.timeout(KEEP_ALIVE_SECONDS):
             events = await generation.next_events()
@@ -113,15 +121,17 @@ async def _next_chunks(generation: Generation, chunks: ChatStream) -> bytes:
     return chunks.encode(events)
 
 
-async def _collect(generation: Generation) -> tuple[list[TextAdded], Finished]:
-    added: list[TextAdded] = []
+async def _collect(generation: Generation, shape: Shape, answers: list[Answer]) -> Finished:
+    """Fills the answers, each at its choice's number."""
     while True:
         for event in await generation.next_events():
             match event:
                 case TextAdded():
-                    added.append(event)
+                    answers[event.choice].add(event)
+                case PromptRead():
+                    shape.note_prompt(event)
                 case Finished():
-                    return added, event
+                    return event
                 case Failed(error):
                     raise error
                 case _:

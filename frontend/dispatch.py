@@ -6,14 +6,16 @@ A tokenizer is sent no more than it asked for, so a stuck one holds only what it
 from collections.abc import Collection
 
 from frontend.ledger import Life
-from shared.messages import Tokenize
+from shared.messages import Decode, Encode, Tokenize
+
+TokenizerCommand = Tokenize | Encode | Decode
 
 
 class Dispatch:
     """The prompts that wait for a credit, first come first served."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, Tokenize] = {}  # by request; a dict keeps the order
+        self._waiting: dict[str, TokenizerCommand] = {}  # by request; a dict keeps the order
         self._credits: dict[Life, int] = {}
 
     def grant(self, tokenizer: Life, count: int) -> None:
@@ -24,7 +26,7 @@ class Dispatch:
         """Drops the credits of a dead life."""
         self._credits.pop(life, None)
 
-    def add(self, command: Tokenize) -> None:
+    def add(self, command: TokenizerCommand) -> None:
         """Puts a prompt at the end of the line."""
         self._waiting[command.request_id] = command
 
@@ -32,7 +34,7 @@ class Dispatch:
         """Takes a prompt out of the line, if it still waits."""
         self._waiting.pop(request_id, None)
 
-    def take(self, living: Collection[Life]) -> tuple[Life, Tokenize] | None:
+    def take(self, living: Collection[Life]) -> tuple[Life, TokenizerCommand] | None:
         """The next prompt and the living tokenizer with most credits, at the cost of one credit."""
         if not self._waiting:
             return None

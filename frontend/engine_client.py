@@ -3,28 +3,36 @@
 Runs in the event loop and never waits. It knows no HTTP and no sockets, only the mailbox.
 """
 
+import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import assert_never
 
-from frontend.dispatch import Dispatch
-from frontend.events import Event
+from frontend.dispatch import Dispatch, TokenizerCommand
+from frontend.events import Event, TextFound, TokensFound
 from frontend.generation import Generation
 from frontend.health import Health, Problem
 from frontend.ledger import Abandoned, Entry, Ledger, Life
 from frontend.meter import Meter
 from frontend.metrics import Metrics
-from frontend.translate import Prompt
+from frontend.submission import Lookup, Submission
 from shared.errors import ErrorCode, RequestError, WireError
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
     AddressBook,
     CreditGranted,
+    Decode,
+    Decoded,
+    Encode,
+    Encoded,
     Generate,
     Message,
+    ModelFacts,
     Peer,
+    Prompt,
     PromptAccepted,
     RequestFailed,
     RoomReady,
@@ -36,6 +44,7 @@ from shared.messages import (
     TokensSampled,
     WorkerReported,
 )
+from shared.sampling import NUM_SEEDS
 
 logger = logging.getLogger(__name__)
 
@@ -67,16 +76,32 @@ class EngineClient:
 
     # ── for the handlers ─────────────────────────────────────────────────────────────────────────
 
-    def submit(self, prompt: Prompt) -> Generation:
+    def submit(self, wanted: Submission) -> Generation:
         """Admits a request and starts it, or raises RequestError; use the result in a `with`."""
-        problem = self._admission_problem(prompt.num_choices)
-        if problem is not None:
-            self._metrics.refused(problem.error.code).inc()
-            raise problem.error
-        generation = Generation(f"chatcmpl-{uuid.uuid4().hex}", self._release)
+        self._refuse_or_admit(wanted.total_choices)
+        name = f"{wanted.id_prefix}-{uuid.uuid4().hex}"
+        ids = _numbered(name, len(wanted.prompts))
+        generation = Generation(
+            name,
+            lambda: self._release(ids),
+            num_prompts=len(ids),
+            num_choices=wanted.num_choices,
+        )
         worker = self._ready_life("worker")
-        self._ledger.open(self._entry(generation, worker, prompt.num_choices))
-        self._dispatch.add(self._tokenize(generation.request_id, worker, prompt))
+        for number, (request_id, prompt) in enumerate(zip(ids, wanted.prompts, strict=True)):
+            sink = self._metered(request_id, functools.partial(generation.push, prompt=number))
+            self._ledger.open(self._entry(request_id, sink, worker, wanted.num_choices))
+            self._dispatch.add(self._tokenize(request_id, worker, prompt, number, wanted))
+        self._send_waiting()
+        return generation
+
+    def look_up(self, wanted: Lookup) -> Generation:
+        """Admits a request that a tokenizer alone answers, or raises RequestError."""
+        self._refuse_or_admit(1)
+        name = f"tok-{uuid.uuid4().hex}"
+        generation = Generation(name, lambda: self._release((name,)))
+        self._ledger.open(self._entry(name, generation.push, None, 1))
+        self._dispatch.add(self._lookup(name, wanted))
         self._send_waiting()
         return generation
 
@@ -88,10 +113,10 @@ class EngineClient:
         """Why a new request would not do well, if so: what `/ready` says."""
         return self.engine_problem() or self._admission_problem()
 
-    def max_model_len(self) -> int | None:
-        """The longest prompt plus answer, once a worker has told it."""
-        lengths = [peer.max_model_len for peer in self._mailbox.ready_rooms("worker")]
-        return min(lengths, default=None)
+    def model(self) -> ModelFacts | None:
+        """What a worker has told of its model, once it has loaded it."""
+        models = [peer.model for peer in self._mailbox.ready_rooms("worker")]
+        return models[0] if models else None
 
     # ── for the event loop ───────────────────────────────────────────────────────────────────────
 
@@ -124,36 +149,56 @@ class EngineClient:
             return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
         return self._health.missing()
 
-    def _entry(self, generation: Generation, worker: Life, num_choices: int) -> Entry:
-        now = self._clock()
-        meter = Meter(self._metrics.requests, generation.request_id, now)
+    def _refuse_or_admit(self, num_choices: int) -> None:
+        problem = self._admission_problem(num_choices)
+        if problem is not None:
+            self._metrics.refused(problem.error.code).inc()
+            raise problem.error
 
-        def sink(event: Event) -> None:
+    def _metered(self, request_id: str, sink: Callable[[Event], None]) -> Callable[[Event], None]:
+        meter = Meter(self._metrics.requests, request_id, self._clock())
+
+        def metered(event: Event) -> None:
             meter.observe(event, self._clock())
-            generation.push(event)
+            sink(event)
 
+        return metered
+
+    def _entry(
+        self, request_id: str, sink: Callable[[Event], None], worker: Life | None, choices: int
+    ) -> Entry:
         return Entry(
-            request_id=generation.request_id,
+            request_id=request_id,
             sink=sink,
-            deadline=now + self._request_timeout_seconds,
+            deadline=self._clock() + self._request_timeout_seconds,
             worker=worker,
-            detokenizer=self._ready_life("detokenizer"),
-            num_choices=num_choices,
+            detokenizer=None if worker is None else self._ready_life("detokenizer"),
+            num_choices=choices,
         )
 
-    def _tokenize(self, request_id: str, worker: Life, prompt: Prompt) -> Tokenize:
+    def _tokenize(
+        self, request_id: str, worker: Life, prompt: Prompt, number: int, wanted: Submission
+    ) -> Tokenize:
+        seed = (wanted.sampling.seed + number * wanted.num_choices) % NUM_SEEDS
         return Tokenize(
             request_id=request_id,
             frontend_id=self._mailbox.identity.index,
             worker_id=int(worker.room.rpartition("-")[2]),
-            messages=prompt.messages,
-            template_kwargs=prompt.template_kwargs,
-            max_tokens=prompt.max_tokens,
-            stop=prompt.stop,
-            sampling=prompt.sampling,
-            num_choices=prompt.num_choices,
-            cache_salt=prompt.cache_salt,
+            prompt=prompt,
+            max_tokens=wanted.max_tokens,
+            is_strict=wanted.is_strict,
+            echo=wanted.echo,
+            text=wanted.text,
+            sampling=replace(wanted.sampling, seed=seed),
+            num_choices=wanted.num_choices,
+            cache_salt=wanted.cache_salt,
         )
+
+    def _lookup(self, request_id: str, wanted: Lookup) -> Encode | Decode:
+        frontend_id = self._mailbox.identity.index
+        if wanted.prompt is None:
+            return Decode(request_id, frontend_id, wanted.token_ids)
+        return Encode(request_id, frontend_id, wanted.prompt, wanted.wants_strings)
 
     def _ready_life(self, kind: str) -> Life:
         peer = self._mailbox.ready_rooms(kind)[0]
@@ -167,7 +212,7 @@ class EngineClient:
             if error is not None:
                 self._ledger.fail(command.request_id, error)
 
-    def _send_prompt(self, tokenizer: Life, command: Tokenize) -> RequestError | None:
+    def _send_prompt(self, tokenizer: Life, command: TokenizerCommand) -> RequestError | None:
         """Why the prompt could not be sent, if so."""
         try:
             is_sent = self._mailbox.send(tokenizer.room, command)
@@ -184,7 +229,11 @@ class EngineClient:
             case TextProduced():
                 self._let_go(self._ledger.add_text(message))
             case PromptAccepted():
-                self._let_go(self._ledger.accept(message.request_id, message.prompt_tokens))
+                self._let_go(self._ledger.accept(message))
+            case Encoded(request_id, token_ids, strings):
+                self._ledger.answer_lookup(request_id, TokensFound(token_ids, strings))
+            case Decoded(request_id, text):
+                self._ledger.answer_lookup(request_id, TextFound(text))
             case RequestFailed():
                 error = RequestError(message.code, message.message, message.param)
                 self._ledger.fail(message.request_id, error)
@@ -195,8 +244,8 @@ class EngineClient:
                 self._metrics.worker.show(message)
                 self._health.note_report(message, self._clock())
             case (
-                RoomStarted() | RoomReady() | AddressBook() | Stop() | Tokenize() | Generate()
-                | Abort() | TokensSampled() | StepsAcknowledged()
+                RoomStarted() | RoomReady() | AddressBook() | Stop() | Tokenize() | Encode()
+                | Decode() | Generate() | Abort() | TokensSampled() | StepsAcknowledged()
             ):  # fmt: skip
                 unexpected(message)
             case _:
@@ -223,15 +272,21 @@ class EngineClient:
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _release(self, request_id: str) -> None:
+    def _release(self, request_ids: Iterable[str]) -> None:
         """The consumer has gone; whatever still runs for it is aborted."""
-        self._let_go(self._ledger.abort(request_id))
+        for request_id in request_ids:
+            self._let_go(self._ledger.abort(request_id))
 
     def _let_go(self, orphans: Iterable[Abandoned]) -> None:
         for orphan in orphans:
             self._dispatch.remove(orphan.request_id)
             for room in orphan.rooms:
                 self._mailbox.send(room, Abort(orphan.request_id))
+
+
+def _numbered(name: str, count: int) -> tuple[str, ...]:
+    """A name for each prompt of a request; with one prompt, the request's own."""
+    return (name,) if count == 1 else tuple(f"{name}-{number}" for number in range(count))
 
 
 def _engine_dead(room: str) -> RequestError:

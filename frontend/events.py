@@ -3,13 +3,23 @@
 from dataclasses import dataclass
 
 from shared.errors import RequestError
+from shared.messages import ScoredToken
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The prompt fits; always the first event, unless the request ends before it."""
+    """A prompt fits; always its first event, unless the request ends before it."""
 
     prompt_tokens: int
+    prompt_text: str | None = None  # where `echo` was asked for
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """How likely the tokens of a prompt are, where that was asked for; before its first text."""
+
+    tokens: tuple[ScoredToken, ...]
+    prompt: int = 0  # which prompt of the request
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,8 @@ class TextAdded:
     text: str
     completion_tokens: int  # of this answer so far
     finish_reason: str | None = None  # "stop" or "length" with the last piece
+    stop_reason: str | int | None = None  # the caller's stop string or token that ended it
+    tokens: tuple[ScoredToken, ...] = ()  # of this text, where their logprobs were asked for
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,21 @@ class Finished:
 
     completion_tokens: int  # of all answers together
     cached_tokens: int  # of the prompt
+
+
+@dataclass(frozen=True)
+class TokensFound:
+    """Outcome: the ids of a text that nobody answers."""
+
+    token_ids: tuple[int, ...]
+    strings: tuple[str, ...] | None  # where they were wanted
+
+
+@dataclass(frozen=True)
+class TextFound:
+    """Outcome: the text of ids."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -42,5 +69,5 @@ class Aborted:
     """Outcome: the caller left."""
 
 
-Outcome = Finished | Failed | Aborted
-Event = Accepted | TextAdded | Outcome
+Outcome = Finished | TokensFound | TextFound | Failed | Aborted
+Event = Accepted | PromptRead | TextAdded | Outcome

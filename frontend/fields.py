@@ -1,61 +1,39 @@
-"""Every field of a chat request that clients send, in three lists: the one place to look them up.
+"""Every field that clients send, in three lists for each endpoint: the one place to look them up.
 
 A field that would change the answer is obeyed or refused by name, never ignored.
 
-* Obeyed: the fields of `schemas.ChatRequest`.
-* Refused unless null or neutral: `NEUTRAL_VALUES`, with the values that ask for nothing special.
-* Accepted without effect: `WITHOUT_EFFECT`; the answer would be the same if we obeyed them.
+* Obeyed: the fields of the endpoint's shape in `schemas.py`.
+* Refused unless null or neutral: with the values that ask for nothing special.
+* Accepted without effect: the answer would be the same if we obeyed them.
 
 A name in none of the lists is accepted, and reported in the `X-Ignored-Fields` header.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from frontend.schemas import ChatRequest
+from msgspec import Struct
+
+from frontend.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from shared.errors import BadRequest, ErrorCode
 
-OBEYED = frozenset(ChatRequest.__struct_fields__)
-
-WITHOUT_EFFECT = frozenset({
+_BOOKKEEPING = frozenset({
     # OpenAI: bookkeeping, caching and speed
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_options", "prompt_cache_retention", "verbosity", "prediction", "moderation",
-    "parallel_tool_calls",  # tools themselves are refused
+    "prompt_cache_options", "prompt_cache_retention",
     # other servers: names and order of requests
     "priority", "request_id", "rid", "session_id",
 })  # fmt: skip
 
-NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    # OpenAI
-    "logprobs": (False,),
-    "top_logprobs": (0,),
+_OF_ANY_ANSWER: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "reasoning_effort": (),
-    "web_search_options": (),
-    # vLLM, SGLang and the predecessor
     "length_penalty": (1,),
-    "best_of": (1,),
     "use_beam_search": (False,),
     "bad_words": ([],),
     "allowed_token_ids": (),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
-    "no_stop_trim": (False,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "add_special_tokens": (False,),
-    "echo": (False,),
-    "documents": ([],),
-    "chat_template": (),
     "prompt_embeds": (),
     "structured_outputs": (),
     "guided_json": (),
@@ -70,33 +48,81 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "logprob_token_ids": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "truncate_prompt_tokens": (),
-    "truncate": (),
+}
+_OF_CHAT: dict[str, tuple[Any, ...]] = {
+    # OpenAI
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "reasoning_effort": (),
+    "web_search_options": (),
+    # vLLM, SGLang and the predecessor
+    "best_of": (1,),
+    "echo": (False,),
+    "documents": ([],),
+    "chat_template": (),
     "separate_reasoning": (False,),
     "include_reasoning": (True,),
 }
 
+
+@dataclass(frozen=True)
+class Fields:
+    """The three lists of one endpoint."""
+
+    shape: type[Struct]  # its fields are obeyed
+    neutral_values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    without_effect: frozenset[str] = _BOOKKEEPING
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The names in any list."""
+        obeyed = frozenset(self.shape.__struct_fields__)
+        return obeyed | self.without_effect | self.neutral_values.keys()
+
+    def refuse_unsupported(self, given: Mapping[str, Any]) -> None:
+        """Raises BadRequest for the first field that asks for what this server cannot do."""
+        for name, neutral_values in self.neutral_values.items():
+            if name in given and not any(_is_same(given[name], value) for value in neutral_values):
+                raise BadRequest(
+                    f"'{name}' with this value is not supported by this server.",
+                    name,
+                    ErrorCode.UNSUPPORTED_PARAMETER,
+                )
+
+    def ignored_names(self, names: Iterable[str]) -> str:
+        """The unknown ones of these names, as the value of a header: safe and bounded."""
+        known = self.known
+        unknown = [name for name in names if name not in known][:_MAX_NAMES]
+        return ", ".join(
+            _UNSAFE_IN_HEADER.sub("?", name[:_MAX_NAME_CHARACTERS]) for name in unknown
+        )
+
+
+CHAT = Fields(
+    ChatRequest,
+    _OF_ANY_ANSWER | _OF_CHAT,
+    _BOOKKEEPING
+    | {
+        "verbosity", "prediction", "moderation",
+        "parallel_tool_calls",  # tools themselves are refused
+    },
+)  # fmt: skip
+COMPLETION = Fields(CompletionRequest, _OF_ANY_ANSWER)
+TOKENIZE = Fields(
+    TokenizeRequest,
+    {"tools": ([],), "chat_template": (), "media_io_kwargs": (), "mm_processor_kwargs": ()},
+    # llama.cpp: whether control tokens in text count; here they do, as in /v1/completions
+    _BOOKKEEPING,
+)
+DETOKENIZE = Fields(DetokenizeRequest)
+
 _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
 _MAX_NAMES = 16
 _MAX_NAME_CHARACTERS = 64
-
-
-def refuse_unsupported(given: Mapping[str, Any]) -> None:
-    """Raises BadRequest for the first field that asks for what this server cannot do."""
-    for name, neutral_values in NEUTRAL_VALUES.items():
-        if name in given and not any(_is_same(given[name], value) for value in neutral_values):
-            raise BadRequest(
-                f"'{name}' with this value is not supported by this server.",
-                name,
-                ErrorCode.UNSUPPORTED_PARAMETER,
-            )
-
-
-def ignored_names(names: Iterable[str]) -> str:
-    """The unknown ones of these names, as the value of a header: safe and bounded."""
-    known = OBEYED | WITHOUT_EFFECT | NEUTRAL_VALUES.keys()
-    unknown = [name for name in names if name not in known][:_MAX_NAMES]
-    return ", ".join(_UNSAFE_IN_HEADER.sub("?", name[:_MAX_NAME_CHARACTERS]) for name in unknown)
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

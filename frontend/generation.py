@@ -1,49 +1,106 @@
-"""One request as its HTTP handler holds it: wait for acceptance, then for what has arrived.
+"""One HTTP request as its handler holds it: wait for acceptance, then for what has arrived.
 
 Leaving the `with` block, however it happens, gives the request back: no handler can leak one.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from frontend.events import Accepted, Event, Failed
+from frontend.events import (
+    Accepted,
+    Event,
+    Failed,
+    Finished,
+    PromptRead,
+    TextAdded,
+    TextFound,
+    TokensFound,
+)
 
 
 class Generation:
-    """The consumer's end of one request."""
+    """The consumer's end of one request, which may have several prompts.
 
-    def __init__(self, request_id: str, release: Callable[[str], None]) -> None:
+    Choices are numbered through all prompts, and there is one outcome: when all prompts are
+    answered, or when the first of them fails.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        release: Callable[[], None],
+        *,
+        num_prompts: int = 1,
+        num_choices: int = 1,
+    ) -> None:
         self.request_id = request_id
         self._release = release
+        self._num_prompts = num_prompts
+        self._num_choices = num_choices
+        self._accepted: dict[int, Accepted] = {}  # by prompt
+        self._finished: list[Finished] = []
+        self._failed: Failed | None = None
         self._pending: list[Event] = []
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()
 
-    def push(self, event: Event) -> None:
+    def push(self, event: Event, prompt: int = 0) -> None:
         """The ledger's sink. Several pushes before the consumer runs are one wake-up."""
-        self._pending.append(event)
-        self._arrived.set()
+        if self._failed is not None:
+            return
+        match event:
+            case Accepted():
+                self._accepted[prompt] = event
+            case TextAdded():
+                choice = prompt * self._num_choices + event.choice
+                self._pending.append(dataclasses.replace(event, choice=choice))
+            case PromptRead():
+                self._pending.append(dataclasses.replace(event, prompt=prompt))
+            case Finished():
+                self._finish(event)
+            case Failed():
+                self._failed = event
+                self._pending.append(event)
+            case _:
+                self._pending.append(event)
+        self._changed.set()
 
-    async def accepted(self) -> int:
-        """Waits for the tokenizer; returns the prompt's tokens, or raises RequestError."""
-        await self._arrived.wait()
-        match self._pending[0]:
-            case Accepted(prompt_tokens):
-                del self._pending[0]
-                return prompt_tokens
-            case Failed(error):
-                raise error
-            case event:
-                raise RuntimeError(f"{self.request_id}: {event} before it was accepted")
+    async def accepted(self) -> list[Accepted]:
+        """Waits for the tokenizer; returns what it said of each prompt, or raises RequestError."""
+        while len(self._accepted) < self._num_prompts:
+            if self._failed is not None:
+                raise self._failed.error
+            self._changed.clear()
+            await self._changed.wait()
+        return [self._accepted[prompt] for prompt in range(self._num_prompts)]
 
     async def next_events(self) -> list[Event]:
         """Waits until there is something, and returns all of it, in order."""
-        if not self._pending:
-            self._arrived.clear()
-            await self._arrived.wait()
+        while not self._pending:
+            self._changed.clear()
+            await self._changed.wait()
         events, self._pending = self._pending, []
         return events
+
+    async def found(self) -> TokensFound | TextFound:
+        """Waits for the outcome of a lookup; raises RequestError when it fails."""
+        (event,) = await self.next_events()
+        match event:
+            case TokensFound() | TextFound():
+                return event
+            case Failed(error):
+                raise error
+            case _:
+                raise RuntimeError(f"{self.request_id}: unexpected {event}")
+
+    def _finish(self, event: Finished) -> None:
+        self._finished.append(event)
+        if len(self._finished) == self._num_prompts:
+            tokens = sum(finished.completion_tokens for finished in self._finished)
+            cached = sum(finished.cached_tokens for finished in self._finished)
+            self._pending.append(Finished(tokens, cached))
 
     def __enter__(self) -> Self:
         return self
@@ -54,4 +111,4 @@ class Generation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._release(self.request_id)
+        self._release()

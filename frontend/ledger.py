@@ -12,9 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from frontend.events import Aborted, Accepted, Event, Failed, Finished, Outcome, TextAdded
+from frontend.events import (
+    Aborted,
+    Accepted,
+    Event,
+    Failed,
+    Finished,
+    Outcome,
+    PromptRead,
+    TextAdded,
+    TextFound,
+    TokensFound,
+)
 from shared.errors import ErrorCode, RequestError
-from shared.messages import TextEnded, TextProduced
+from shared.messages import PromptAccepted, ScoredToken, TextEnded, TextProduced
 
 
 class State(Enum):
@@ -59,6 +70,8 @@ class _Row:
     seq: int
     text: str
     completion_tokens: int
+    tokens: tuple[ScoredToken, ...]  # of the text, where asked for
+    prompt: tuple[ScoredToken, ...]  # of the prompt, with its request's first row, where asked for
     end: TextEnded | None
 
 
@@ -69,8 +82,8 @@ class Entry:
     request_id: str
     sink: Callable[[Event], None]
     deadline: float  # on the caller's monotonic clock
-    worker: Life
-    detokenizer: Life
+    worker: Life | None  # None: the tokenizer alone answers
+    detokenizer: Life | None
     num_choices: int = 1
     tokenizer: Life | None = None  # set while tokenising
     state: State = State.ADMITTED
@@ -93,15 +106,14 @@ class Entry:
 
     def owners(self) -> tuple[Life, ...]:
         """The lives without which this request cannot go on."""
-        tokenizer = () if self.tokenizer is None else (self.tokenizer,)
-        return (*tokenizer, self.worker, self.detokenizer)
+        lives = (self.tokenizer, self.worker, self.detokenizer)
+        return tuple(life for life in lives if life is not None)
 
     def working_rooms(self) -> tuple[str, ...]:
         """The rooms that may hold this request and do not know by themselves that it is over."""
         if self.state is State.ADMITTED:
             return ()
-        tokenizer = () if self.tokenizer is None else (self.tokenizer.room,)
-        return (*tokenizer, self.worker.room)
+        return tuple(life.room for life in (self.tokenizer, self.worker) if life is not None)
 
 
 def _lost() -> RequestError:
@@ -134,16 +146,16 @@ class Ledger:
         entry.move(State.TOKENISING)
         entry.tokenizer = tokenizer
 
-    def accept(self, request_id: str, prompt_tokens: int) -> list[Abandoned]:
-        """Takes `PromptAccepted`, and then the text that overtook it."""
-        entry = self._entries.get(request_id)
+    def accept(self, accepted: PromptAccepted) -> list[Abandoned]:
+        """Takes the tokenizer's word, and then the text that overtook it."""
+        entry = self._entries.get(accepted.request_id)
         if entry is None:
             return []
-        if entry.state is not State.TOKENISING:
+        if entry.state is not State.TOKENISING or entry.worker is None:
             return self._abandon([entry], _lost())
         entry.move(State.RUNNING)
         entry.tokenizer = None
-        entry.sink(Accepted(prompt_tokens))
+        entry.sink(Accepted(accepted.prompt_tokens, accepted.prompt_text))
         early, entry.early = entry.early, []
         return self._take_rows((entry.request_id, row) for row in early)
 
@@ -154,6 +166,12 @@ class Ledger:
         have forgotten an earlier one.
         """
         return self._take_rows(_rows(produced))
+
+    def answer_lookup(self, request_id: str, found: TokensFound | TextFound) -> None:
+        """Ends a request that its tokenizer has answered alone."""
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            self._end(entry, found if entry.worker is None else Failed(_lost()))
 
     def fail(self, request_id: str, error: RequestError) -> None:
         """Ends a request that its room gave up; nobody works for it any more."""
@@ -206,8 +224,9 @@ class Ledger:
         if entry.state is not State.RUNNING or not entry.expects(row):
             return self._abandon([entry], _lost())
         entry.next_seqs[row.choice] += 1
-        reason = None if row.end is None else row.end.finish_reason
-        entry.sink(TextAdded(row.choice, row.text, row.completion_tokens, reason))
+        if row.prompt:
+            entry.sink(PromptRead(row.prompt))
+        entry.sink(_text_added(row))
         if row.end is not None:
             self._end_answer(entry, row, row.end)
         return []
@@ -230,17 +249,29 @@ class Ledger:
         entry.sink(outcome)
 
 
+def _text_added(row: _Row) -> TextAdded:
+    reason, stop_reason = None, None
+    if row.end is not None:
+        reason, stop_reason = row.end.finish_reason, row.end.stop_reason
+    return TextAdded(
+        row.choice, row.text, row.completion_tokens, reason, stop_reason, tokens=row.tokens
+    )
+
+
 def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
     worker = Life(f"worker-{produced.worker_id}", produced.epoch)
     ends = {(end.request_id, end.choice): end for end in produced.ended}
+    prompts = {scored.request_id: scored.tokens for scored in produced.prompts}
     columns = zip(
         produced.request_ids,
         produced.choices,
         produced.seqs,
         produced.texts,
         produced.completion_tokens,
+        produced.scored or ((),) * len(produced.texts),
         strict=True,
     )
-    for request_id, choice, seq, text, completion_tokens in columns:
+    for request_id, choice, seq, text, num_tokens, tokens in columns:
         end = ends.get((request_id, choice))
-        yield request_id, _Row(worker, choice, seq, text, completion_tokens, end)
+        prompt = prompts.pop(request_id, ())
+        yield request_id, _Row(worker, choice, seq, text, num_tokens, tokens, prompt, end)

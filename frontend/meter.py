@@ -4,7 +4,17 @@ import logging
 from dataclasses import dataclass
 from typing import assert_never
 
-from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded
+from frontend.events import (
+    Aborted,
+    Accepted,
+    Event,
+    Failed,
+    Finished,
+    PromptRead,
+    TextAdded,
+    TextFound,
+    TokensFound,
+)
 from frontend.metrics import RequestTimes
 
 logger = logging.getLogger(__name__)
@@ -33,9 +43,11 @@ class Meter:
     def observe(self, event: Event, now: float) -> None:
         """Takes the next event."""
         match event:
-            case Accepted(prompt_tokens):
-                self._prompt_tokens = prompt_tokens
-                self._times.prompt_tokens.inc(prompt_tokens)
+            case Accepted():
+                self._prompt_tokens = event.prompt_tokens
+                self._times.prompt_tokens.inc(event.prompt_tokens)
+            case PromptRead() | TokensFound() | TextFound():
+                pass  # costs no answer any time
             case TextAdded():
                 self._count_tokens(event.choice, event.completion_tokens, now)
                 self._finish_reason = event.finish_reason or self._finish_reason

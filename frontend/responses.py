@@ -1,13 +1,14 @@
-"""Events to one JSON body; errors to body, status and headers. Pure."""
+"""Answers to JSON bodies; errors to body, status and headers. Pure."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from frontend.events import Finished, TextAdded
+from frontend.events import Accepted, Finished
+from frontend.shapes import Answer, Shape
 from frontend.version import VERSION
 from shared.errors import FAILURES, RequestError
 
@@ -39,8 +40,9 @@ def envelope(head: Head, kind: str) -> dict[str, Any]:
     }
 
 
-def usage(prompt_tokens: int, finished: Finished) -> dict[str, Any]:
-    """What the answers cost; the prompt counts once."""
+def usage(accepted: Sequence[Accepted], finished: Finished) -> dict[str, Any]:
+    """What the answers cost; a prompt counts once, however many answers it has."""
+    prompt_tokens = sum(prompt.prompt_tokens for prompt in accepted)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": finished.completion_tokens,
@@ -50,28 +52,19 @@ def usage(prompt_tokens: int, finished: Finished) -> dict[str, Any]:
     }
 
 
-def chat_completion(
-    head: Head, prompt_tokens: int, added: Iterable[TextAdded], finished: Finished
+def whole(
+    head: Head,
+    shape: Shape,
+    accepted: Sequence[Accepted],
+    answers: Sequence[Answer],
+    finished: Finished,
 ) -> bytes:
-    """The whole of a request that did not stream, its answers in the order of their choices."""
-    pieces: dict[int, list[TextAdded]] = {}
-    for piece in added:
-        pieces.setdefault(piece.choice, []).append(piece)
-    body = envelope(head, "chat.completion") | {
-        "choices": [_choice(choice, pieces[choice]) for choice in sorted(pieces)],
-        "usage": usage(prompt_tokens, finished),
+    """The body of a request that did not stream, its answers in the order of their choices."""
+    body = envelope(head, shape.whole_kind) | {
+        "choices": [shape.whole(index, answer) for index, answer in enumerate(answers)],
+        "usage": usage(accepted, finished),
     }
     return orjson.dumps(body)
-
-
-def _choice(index: int, pieces: list[TextAdded]) -> dict[str, Any]:
-    content = "".join(piece.text for piece in pieces)
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": content, "refusal": None},
-        "logprobs": None,
-        "finish_reason": pieces[-1].finish_reason,
-    }
 
 
 def error_object(error: RequestError) -> dict[str, Any]:

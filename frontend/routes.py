@@ -1,6 +1,7 @@
-"""The API's routes, each with and without `/v1`: chat completions and models."""
+"""The API's routes, each with and without `/v1`: answers, models and the tokenizer."""
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from litestar import get, post
@@ -8,20 +9,53 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from frontend import translate
-from frontend.delivery import ChatDelivery
+from frontend.delivery import Delivery
+from frontend.events import TextFound, TokensFound
 from frontend.service import ApiRequest, service_of
+from frontend.translate import Ask, Rules
 from shared.errors import ErrorCode, RequestError
 
 
 @post(["/v1/chat/completions", "/chat/completions"], status_code=200)
 async def create_chat_completion(request: ApiRequest) -> ASGIApp:
     """Answers a conversation, whole or as a stream."""
+    return await _delivery(request, translate.chat)
+
+
+@post(["/v1/completions", "/completions"], status_code=200)
+async def create_completion(request: ApiRequest) -> ASGIApp:
+    """Continues one or several texts, whole or as a stream."""
+    return await _delivery(request, translate.completion)
+
+
+@post(["/tokenize", "/v1/tokenize"], status_code=200)
+async def tokenize(request: ApiRequest) -> dict[str, Any]:
+    """The token ids of a text or a conversation."""
     _require_json(request)
     service = service_of(request)
-    chat = translate.chat(
-        await request.body(), service.model, service.max_choices, secrets.randbits(63)
-    )
-    return ChatDelivery(service.engine, chat, service.model.name)
+    wanted = translate.tokenize(await request.body(), service.model)
+    with service.engine.look_up(wanted) as generation:
+        found = await generation.found()
+    assert isinstance(found, TokensFound)
+    facts = service.engine.model()
+    answer: dict[str, Any] = {
+        "tokens": found.token_ids,
+        "count": len(found.token_ids),
+        "max_model_len": facts.max_model_len if facts else None,
+    }
+    return answer if found.strings is None else answer | {"token_strs": found.strings}
+
+
+@post(["/detokenize", "/v1/detokenize"], status_code=200)
+async def detokenize(request: ApiRequest) -> dict[str, Any]:
+    """The text of token ids, under the names that vLLM, SGLang and llama.cpp give it."""
+    _require_json(request)
+    service = service_of(request)
+    wanted = translate.detokenize(await request.body(), service.model)
+    with service.engine.look_up(wanted) as generation:
+        found = await generation.found()
+    assert isinstance(found, TextFound)
+    return dict.fromkeys(("prompt", "text", "content"), found.text)
 
 
 @get(["/v1/models", "/models"])
@@ -39,7 +73,15 @@ async def retrieve_model(request: ApiRequest, model_id: FromPath[str]) -> dict[s
 
 def _card(request: ApiRequest) -> dict[str, Any]:
     service = service_of(request)
-    return service.model.card(service.engine.max_model_len())
+    facts = service.engine.model()
+    return service.model.card(facts.max_model_len if facts else None)
+
+
+async def _delivery(request: ApiRequest, translated: Callable[[bytes, Rules, int], Ask]) -> ASGIApp:
+    _require_json(request)
+    service = service_of(request)
+    ask = translated(await request.body(), service.rules(), secrets.randbits(63))
+    return Delivery(service.engine, ask, service.model.name)
 
 
 def _require_json(request: ApiRequest) -> None:

@@ -1,6 +1,7 @@
-"""The shape of a chat request, as OpenAI and common servers define it; only what is obeyed.
+"""The shapes of requests, as OpenAI and common servers define them; only what is obeyed.
 
-Null top-level fields are dropped before this shape is applied, so absent and null are one.
+Null top-level fields are dropped before these shapes are applied, so absent and null are one.
+Where the default is None, what it becomes is said in `translate.py`.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from msgspec import Meta, Struct
 from shared.sampling import (
     MAX_BIAS,
     MAX_BIASED_TOKENS,
+    MAX_LOGPROBS,
     MAX_PENALTY,
     MAX_REPETITION_PENALTY,
     MAX_STOP_TOKENS,
@@ -19,6 +21,7 @@ from shared.sampling import (
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # of a message; templates take their time with many small things
 MAX_TOOL_CALLS = 128  # of a message
+MAX_PROMPTS = 1024  # of one completion request
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
@@ -30,6 +33,8 @@ Scalar = bool | int | float | str | None
 Penalty = Annotated[float, Meta(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
 TokenId = Annotated[int, Meta(ge=0, le=_INT31)]
+TokenIds = Annotated[list[TokenId], Meta(min_length=1)]  # of one prompt
+NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 
 
 class ContentPart(Struct, frozen=True):
@@ -77,22 +82,19 @@ class StreamOptions(Struct, frozen=True):
     continuous_usage_stats: bool | None = None
 
 
-class ChatRequest(Struct, frozen=True):
-    """The body of POST /v1/chat/completions."""
+class SamplingFields(Struct, frozen=True, kw_only=True):
+    """What chat and completions have in common: how answers are made and framed."""
 
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1)] = 0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[
-        float, Meta(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)
-    ] = 1.0
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: (
+        Annotated[float, Meta(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None
+    ) = None
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASED_TOKENS)] = {}
@@ -103,4 +105,56 @@ class ChatRequest(Struct, frozen=True):
     stop: str | list[str] | None = None
     n: Annotated[int, Meta(ge=1)] = 1
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARACTERS)] | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    no_stop_trim: bool = False  # SGLang's name for the same
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=_INT31)] | None = None
+    truncate: Annotated[int, Meta(ge=-1, le=_INT31)] | None = None  # the predecessor's name
+    add_special_tokens: bool | None = None
+
+
+class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: NumLogprobs | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
     chat_template_kwargs: dict[str, Scalar] | None = None
+
+
+class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
+    """The body of POST /v1/completions."""
+
+    # A list is of strings, of the token ids of one prompt, or of several prompts' token ids.
+    prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1)]
+    suffix: str | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None
+    logprobs: NumLogprobs | None = None
+    echo: bool = False
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+
+
+class TokenizeRequest(Struct, frozen=True, kw_only=True):
+    """The body of POST /tokenize; exactly one of the first three."""
+
+    prompt: str | None = None
+    content: str | None = None  # llama.cpp's name for the same
+    messages: Annotated[list[ChatMessage], Meta(max_length=MAX_MESSAGES)] | None = None
+    model: str | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Scalar] | None = None
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Struct, frozen=True, kw_only=True):
+    """The body of POST /detokenize."""
+
+    tokens: list[TokenId]
+    model: str | None = None

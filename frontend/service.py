@@ -9,6 +9,7 @@ from litestar.datastructures import State
 from frontend.engine_client import EngineClient
 from frontend.metrics import Metrics
 from frontend.served_model import ServedModel
+from frontend.translate import Rules
 
 ApiRequest = Request[Any, Any, State]
 
@@ -20,7 +21,12 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     model: ServedModel
-    max_choices: int  # most answers to one prompt
+    max_choices: int  # most answers to one request
+
+    def rules(self) -> Rules:
+        """What requests are translated by, now."""
+        facts = self.engine.model()
+        return Rules(self.model, self.max_choices, facts.sampling_defaults if facts else {})
 
 
 def service_of(request: ApiRequest) -> Service:

@@ -1,121 +1,251 @@
 """A request's body to what the rooms behind need, or `BadRequest`. Pure; nothing re-checks it."""
 
-import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from frontend import conversation, decoding, fields
-from frontend.schemas import MAX_STOP_CHARACTERS, MAX_STOPS, ChatRequest
+from frontend.fields import Fields
+from frontend.sampling_fields import MANY, sampling, text_options
+from frontend.schemas import (
+    MAX_PROMPTS,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    SamplingFields,
+    TokenizeRequest,
+)
 from frontend.served_model import ServedModel
+from frontend.submission import Lookup, Submission
 from shared.errors import BadRequest, ErrorCode
-from shared.sampling import SamplingParams
+from shared.messages import ChatPrompt, Prompt, TextPrompt
 
-# Far above any context or vocabulary, far below what a tensor index can hold.
-_MANY = 2**31 - 1
-_NUM_SEEDS = 2**63
-_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # one spelling for each, so that none comes twice
+_Request = TypeVar("_Request", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One admitted request without its addresses: the content of a `Tokenize`."""
+class Rules:
+    """What this server makes of requests: its flags, and its model's own settings."""
 
-    messages: tuple[dict[str, Any], ...]
-    template_kwargs: dict[str, Any]
-    max_tokens: int | None
-    stop: tuple[str, ...]
-    sampling: SamplingParams
-    num_choices: int
-    cache_salt: str
+    model: ServedModel
+    max_choices: int  # most answers to one request
+    sampling_defaults: Mapping[str, float]
+    completion_max_tokens: int = 16  # where a completion does not say (OpenAI)
+    strict_max_tokens: bool = False
 
 
 @dataclass(frozen=True)
-class Chat:
-    """One validated chat request: the prompt, and how the answer is framed."""
+class Framing:
+    """How the answers to one request are written."""
 
-    prompt: Prompt
-    stream: bool
-    include_usage: bool
-    ignored_fields: str  # for the X-Ignored-Fields header; "" for none
+    stream: bool = False
+    include_usage: bool = False
+    has_logprobs: bool = False
+    echo: bool = False
+    ignored_fields: str = ""  # for the X-Ignored-Fields header
 
 
-def chat(body: bytes, served_model: ServedModel, max_choices: int, random_seed: int) -> Chat:
-    """Returns the request, or raises RequestError; `random_seed` is for requests without one."""
+@dataclass(frozen=True)
+class Ask:
+    """One validated request for answers."""
+
+    submission: Submission
+    framing: Framing
+
+
+def chat(body: bytes, rules: Rules, random_seed: int, key_id: str = "") -> Ask:
+    """A chat request; `random_seed` is for requests without one, `key_id` for its API key."""
+    request, ignored_fields = _parse(body, fields.CHAT, ChatRequest, rules.model)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise BadRequest("'top_logprobs' is only allowed with 'logprobs'.", "top_logprobs")
+    max_tokens = _least(request.max_completion_tokens, request.max_tokens)
+    submission = Submission(
+        id_prefix="chatcmpl",
+        prompts=(_chat_prompt(request, _truncate_to(request)),),
+        max_tokens=max_tokens,
+        is_strict=rules.strict_max_tokens,
+        echo=False,
+        text=text_options(request),
+        sampling=sampling(
+            request,
+            rules.sampling_defaults,
+            random_seed=random_seed,
+            max_tokens=max_tokens,
+            num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            num_prompt_logprobs=None,
+        ),
+        num_choices=request.n,
+        cache_salt=_salt(request, key_id),
+    )
+    return _checked(submission, _framing(request, request.logprobs, False, ignored_fields), rules)
+
+
+def completion(body: bytes, rules: Rules, random_seed: int, key_id: str = "") -> Ask:
+    """A completion request; see `chat`."""
+    request, ignored_fields = _parse(body, fields.COMPLETION, CompletionRequest, rules.model)
+    max_tokens = _least(request.max_completion_tokens, request.max_tokens)
+    if max_tokens is None:
+        max_tokens = rules.completion_max_tokens
+    _check_completion(request, max_tokens)
+    submission = Submission(
+        id_prefix="cmpl",
+        prompts=tuple(_text_prompts(request)),
+        max_tokens=max_tokens,
+        is_strict=rules.strict_max_tokens and request.max_tokens is not None,
+        echo=request.echo,
+        text=text_options(request, only_scores_prompt=max_tokens == 0),
+        sampling=sampling(
+            request,
+            rules.sampling_defaults,
+            random_seed=random_seed,
+            max_tokens=max_tokens,
+            num_logprobs=request.logprobs,
+            num_prompt_logprobs=request.logprobs if request.echo else None,
+        ),
+        num_choices=request.n,
+        cache_salt=_salt(request, key_id),
+    )
+    has_logprobs = request.logprobs is not None
+    framing = _framing(request, has_logprobs, request.echo, ignored_fields)
+    return _checked(submission, framing, rules)
+
+
+def tokenize(body: bytes, model: ServedModel) -> Lookup:
+    """A request for the ids of a text or a conversation."""
+    request, _ = _parse(body, fields.TOKENIZE, TokenizeRequest, model)
+    texts = {"prompt": request.prompt, "content": request.content, "messages": request.messages}
+    given = [name for name, value in texts.items() if value is not None]
+    if len(given) != 1:
+        sentence = "Give exactly one of 'prompt', 'content' and 'messages'."
+        raise BadRequest(sentence, given[1] if given else "prompt", ErrorCode.MISSING_PARAMETER)
+    if request.messages is not None:
+        prompt = _chat_prompt(request, None)
+    else:
+        text = request.prompt if request.prompt is not None else request.content or ""
+        special = request.add_special_tokens is not False
+        prompt = Prompt(text=TextPrompt(text, add_special_tokens=special), param=given[0])
+    return Lookup(prompt, wants_strings=request.return_token_strs)
+
+
+def detokenize(body: bytes, model: ServedModel) -> Lookup:
+    """A request for the text of ids."""
+    request, _ = _parse(body, fields.DETOKENIZE, DetokenizeRequest, model)
+    return Lookup(None, token_ids=tuple(request.tokens))
+
+
+def _parse(
+    body: bytes, known: Fields, shape: type[_Request], model: ServedModel
+) -> tuple[_Request, str]:
+    """The request in its shape, and the names of its unknown fields."""
     given = decoding.parse_object(body)
-    fields.refuse_unsupported(given)
-    request = decoding.convert(given, ChatRequest)
+    known.refuse_unsupported(given)
+    request = decoding.convert(given, shape)
     if request.model is not None:
-        served_model.require(request.model)
-    prompt = Prompt(
-        messages=conversation.render(request.messages),
+        model.require(request.model)
+    return request, known.ignored_names(given)
+
+
+def _checked(submission: Submission, framing: Framing, rules: Rules) -> Ask:
+    total = submission.total_choices
+    if total > rules.max_choices:
+        name = "n" if len(submission.prompts) == 1 else "prompt"
+        sentence = f"This server makes at most {rules.max_choices} answers to a request, not"
+        raise BadRequest(f"{sentence} {total}.", name)
+    return Ask(submission, framing)
+
+
+def _chat_prompt(request: ChatRequest | TokenizeRequest, truncate_to: int | None) -> Prompt:
+    messages: list[ChatMessage] = request.messages or []
+    goes_on = request.continue_final_message
+    if goes_on and request.add_generation_prompt:
+        sentence = "'continue_final_message' and 'add_generation_prompt' exclude each other."
+        raise BadRequest(sentence, "continue_final_message")
+    if goes_on and (not messages or messages[-1].role != "assistant"):
+        sentence = "'continue_final_message' needs a last message of the assistant."
+        raise BadRequest(sentence, "continue_final_message")
+    opens = request.add_generation_prompt
+    conversation_prompt = ChatPrompt(
+        messages=conversation.render(messages),
         template_kwargs=request.chat_template_kwargs or {},
-        max_tokens=_max_tokens(request),
-        stop=_stop(request.stop),
-        sampling=_sampling(request, random_seed),
-        num_choices=_num_choices(request.n, max_choices),
-        cache_salt=request.cache_salt or "",
+        add_generation_prompt=not goes_on if opens is None else opens,
+        continue_final_message=goes_on,
+        add_special_tokens=bool(request.add_special_tokens),
     )
-    return Chat(prompt, request.stream, _include_usage(request), fields.ignored_names(given))
+    return Prompt(chat=conversation_prompt, truncate_to=truncate_to)
 
 
-def _max_tokens(request: ChatRequest) -> int | None:
-    limit = request.max_completion_tokens or request.max_tokens
-    return None if limit is None else min(limit, _MANY)
+def _text_prompts(request: CompletionRequest) -> Iterator[Prompt]:
+    """The prompts of a completion: one, or as many as the list has texts or lists of ids."""
+    given, truncate_to = request.prompt, _truncate_to(request)
+    if isinstance(given, str):
+        given = [given]
+    if all(isinstance(item, int) for item in given):
+        given = [[item for item in given if isinstance(item, int)]]
+    if len(given) > MAX_PROMPTS:
+        raise BadRequest(f"'prompt' takes at most {MAX_PROMPTS} prompts.", "prompt")
+    special = request.add_special_tokens is not False
+    for item in given:
+        match item:
+            case str():
+                text = TextPrompt(item, request.suffix or None, special)
+                yield Prompt(text=text, truncate_to=truncate_to, param="prompt")
+            case list():
+                ids = tuple(item)
+                yield Prompt(token_ids=ids, truncate_to=truncate_to, param="prompt")
+            case _:
+                sentence = "'prompt' mixes token ids with other prompts: send a list of lists."
+                raise BadRequest(sentence, "prompt", ErrorCode.INVALID_TYPE)
 
 
-def _num_choices(n: int, max_choices: int) -> int:
-    if n > max_choices:
-        raise BadRequest(f"'n' is at most {max_choices} on this server, not {n}.", "n")
-    return n
+def _check_completion(request: CompletionRequest, max_tokens: int) -> None:
+    if request.best_of not in (None, request.n):
+        sentence = "'best_of' other than 'n' is not supported by this server."
+        raise BadRequest(sentence, "best_of", ErrorCode.UNSUPPORTED_PARAMETER)
+    if max_tokens == 0 and not request.echo:
+        raise BadRequest("'max_tokens' may be 0 only with 'echo'.", "max_tokens")
+    if not request.suffix:
+        return
+    if request.echo:
+        raise BadRequest("'echo' is not supported with 'suffix'.", "echo")
+    if not isinstance(request.prompt, str):
+        raise BadRequest("'suffix' needs a 'prompt' that is one string.", "suffix")
 
 
-def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > MAX_STOPS:
-        raise BadRequest(f"'stop' takes at most {MAX_STOPS} strings.", "stop")
-    for text in stops:
-        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
-            sentence = f"Each string of 'stop' has 1 to {MAX_STOP_CHARACTERS} characters."
-            raise BadRequest(sentence, "stop")
-    return stops
+def _truncate_to(request: SamplingFields) -> int | None:
+    for name in ("truncate_prompt_tokens", "truncate"):
+        asked: int | None = getattr(request, name)
+        if asked == 0:
+            raise BadRequest(f"'{name}' is at least 1, or -1 for what the context takes.", name)
+        if asked is not None:
+            return asked
+    return None
 
 
-def _sampling(request: ChatRequest, random_seed: int) -> SamplingParams:
-    seed = random_seed if request.seed is None else request.seed
-    return SamplingParams(
-        seed=seed % _NUM_SEEDS,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=min(max(request.top_k, 0), _MANY),
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        frequency_penalty=request.frequency_penalty,
-        presence_penalty=request.presence_penalty,
-        logit_bias=_logit_bias(request.logit_bias),
-        min_tokens=_min_tokens(request),
-        ignore_eos=request.ignore_eos,
-        stop_token_ids=tuple(request.stop_token_ids),
+def _least(first: int | None, second: int | None) -> int | None:
+    """The first that is given, within what a tensor index can hold."""
+    given = [limit for limit in (first, second) if limit is not None]
+    return min(given[0], MANY) if given else None
+
+
+def _salt(request: SamplingFields, key_id: str) -> str:
+    """Callers with different keys share no cached prompts, whatever salt they send."""
+    return f"{key_id}\n{request.cache_salt or ''}" if key_id else request.cache_salt or ""
+
+
+def _framing(
+    request: SamplingFields, has_logprobs: bool, echo: bool, ignored_fields: str
+) -> Framing:
+    return Framing(
+        stream=request.stream,
+        include_usage=_include_usage(request),
+        has_logprobs=has_logprobs,
+        echo=echo,
+        ignored_fields=ignored_fields,
     )
 
 
-def _logit_bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
-    for name in given:
-        if not _TOKEN_ID.fullmatch(name):
-            sentence = f"The keys of 'logit_bias' are token ids, not {decoding.quoted(name)}."
-            raise BadRequest(sentence, "logit_bias")
-    return tuple((int(name), bias) for name, bias in given.items())
-
-
-def _min_tokens(request: ChatRequest) -> int:
-    """Within `max_tokens`; what the context leaves is known to the tokenizer only."""
-    most = _max_tokens(request)
-    if most is not None and request.min_tokens > most:
-        sentence = f"'min_tokens' is at most 'max_tokens', which is {most} here."
-        raise BadRequest(sentence, "min_tokens")
-    return min(request.min_tokens, _MANY)
-
-
-def _include_usage(request: ChatRequest) -> bool:
+def _include_usage(request: SamplingFields) -> bool:
     options = request.stream_options
     if options is None:
         return False

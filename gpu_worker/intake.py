@@ -54,7 +54,7 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
     if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
         raise _refusal("a token id outside the vocabulary")
     tail = message.text.prompt_tail
-    if not set(tail) <= set(prompt) or "" in message.text.stop:
+    if not set(tail) <= set(prompt) or "" in message.text.options.stop:
         raise _refusal("an impossible beginning of its text")
     if not _is_possible(message.sampling):
         raise _refusal(f"impossible settings: {message.sampling}")

@@ -25,6 +25,7 @@ from shared.messages import (
     Abort,
     Generate,
     Message,
+    ModelFacts,
     RequestFailed,
     RequestStarted,
     SequenceEnded,
@@ -152,6 +153,7 @@ class Worker:
             choices=tuple(output.sequence.choice for output in tokens),
             seqs=tuple(output.sequence.num_output_tokens - 1 for output in tokens),
             token_ids=tuple(output.token_id for output in tokens),
+            logprobs=(),
             ended=(*self._ended, *ended),
         )
         self._ended = []
@@ -162,7 +164,7 @@ class Worker:
         for sequence in (output.sequence for output in outputs):
             message = self._unheard.pop(sequence.request_id, None)
             if message is not None:
-                yield RequestStarted(message.text, message.num_choices, sequence.num_cached)
+                yield RequestStarted(message.text, message.num_choices, sequence.num_cached, ())
 
 
 def _ended(sequence: Sequence) -> SequenceEnded:
@@ -190,7 +192,7 @@ def run(config: WorkerConfig, mailbox: Mailbox) -> None:
             ),
             microsleep_seconds=config.continuous_batching_microsleep,
         )
-        mailbox.report_ready(loaded.max_model_len)
+        mailbox.report_ready(ModelFacts(loaded.max_model_len, {}, {}))
         worker.run()
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from scheduler import prefix
 from scheduler.prefix import BlockKey
-from shared.sampling import SamplingParams
+from shared.sampling import NUM_SEEDS, SamplingParams
 
 
 class State(StrEnum):
@@ -43,8 +43,6 @@ FINISH_REASONS: dict[State, str] = {
     State.ABORTED: "abort",
     State.FAILED: "error",
 }
-
-_NUM_SEEDS = 2**63
 
 
 class IllegalTransition(Exception):
@@ -91,7 +89,7 @@ class Sequence:
     def fork(self, choice: int) -> "Sequence":
         """Another answer to the same prompt, with noise of its own."""
         prompt = tuple(self.token_ids[: self.num_prompt_tokens])
-        sampling = replace(self.sampling, seed=(self.sampling.seed + choice) % _NUM_SEEDS)
+        sampling = replace(self.sampling, seed=(self.sampling.seed + choice) % NUM_SEEDS)
         sibling = Sequence(
             self.request_id,
             prompt,

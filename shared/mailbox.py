@@ -9,6 +9,7 @@ from shared.config import Identity
 from shared.messages import (
     AddressBook,
     Message,
+    ModelFacts,
     Peer,
     RoomReady,
     RoomStarted,
@@ -44,9 +45,9 @@ class Mailbox:
         self._outboxes[LAUNCHER] = Outbox(launcher.address)
         self.send(LAUNCHER, RoomStarted(self.identity.room, self.identity.epoch))
 
-    def report_ready(self, max_model_len: int = 0) -> None:
-        """Tells the launcher that this room can do its work."""
-        self.send(LAUNCHER, RoomReady(self.identity.room, self.identity.epoch, max_model_len))
+    def report_ready(self, model: ModelFacts | None = None) -> None:
+        """Tells the launcher that this room can do its work; a worker, of its model."""
+        self.send(LAUNCHER, RoomReady(self.identity.room, self.identity.epoch, model))
 
     def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
         """Returns the messages of this room's own work; waits for the first if there is none."""

@@ -15,6 +15,15 @@ from shared.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """What a worker learnt of its model (part of `RoomReady` and `Peer`)."""
+
+    max_model_len: int  # tokens of prompt and answer
+    sampling_defaults: dict[str, float]  # by field of `SamplingParams`, from generation_config.json
+    details: dict[str, str]  # for people: type, precision, device, attention, cache
+
+
+@dataclass(frozen=True)
 class Peer:
     """One living room, as the launcher knows it (part of `AddressBook`)."""
 
@@ -22,7 +31,7 @@ class Peer:
     epoch: int
     address: str  # ipc:// endpoint of its inbox
     is_ready: bool
-    max_model_len: int  # tokens of prompt and answer; 0 for rooms other than a ready worker
+    model: ModelFacts | None  # of a ready worker
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class RoomReady:
 
     room: str
     epoch: int
-    max_model_len: int
+    model: ModelFacts | None  # from a worker
 
 
 @dataclass(frozen=True)
@@ -70,19 +79,80 @@ class CreditGranted:
 
 
 @dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation, for the chat template (part of `Prompt`)."""
+
+    messages: tuple[dict[str, Any], ...]
+    template_kwargs: dict[str, Any]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False  # the answer goes on where the last message ends
+    add_special_tokens: bool = False  # the tokenizer's own, beside those that the template writes
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A text as it is; control tokens in it count (part of `Prompt`)."""
+
+    text: str
+    suffix: str | None = None  # fill in the middle: what comes after the answer
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be encoded: exactly one of the first three (part of `Tokenize`, `Encode`)."""
+
+    chat: ChatPrompt | None = None
+    text: TextPrompt | None = None
+    token_ids: tuple[int, ...] | None = None
+    truncate_to: int | None = None  # keep as many of the last tokens; -1: as the context takes
+    param: str = "messages"  # the field of the request that holds it, for errors
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How the detokenizer makes an answer's text (part of `Tokenize` and `TextStart`)."""
+
+    stop: tuple[str, ...] = ()
+    includes_stop: bool = False  # the stop string that ended the answer is a part of it
+    skips_special_tokens: bool = True
+    only_scores_prompt: bool = False  # the answer has no token: `max_tokens` was 0
+
+
+@dataclass(frozen=True)
 class Tokenize:
-    """frontend -> tokenizer: one validated chat request."""
+    """frontend -> tokenizer: one validated request for answers to one prompt."""
 
     request_id: str
     frontend_id: int
     worker_id: int
-    messages: tuple[dict[str, Any], ...]
-    template_kwargs: dict[str, Any]
-    max_tokens: int | None  # None: whatever the context leaves
-    stop: tuple[str, ...]
+    prompt: Prompt
+    max_tokens: int | None  # None: whatever the context leaves; 0: only the prompt is scored
+    is_strict: bool  # `max_tokens` beyond the context is an error, else it is clamped
+    echo: bool  # the caller wants the prompt's text back
+    text: TextOptions
     sampling: SamplingParams
     num_choices: int  # answers to the one prompt
     cache_salt: str  # only prompts with the same salt share cached keys and values
+
+
+@dataclass(frozen=True)
+class Encode:
+    """frontend -> tokenizer: only the ids of a prompt are wanted."""
+
+    request_id: str
+    frontend_id: int
+    prompt: Prompt
+    wants_strings: bool  # each token as text, too
+
+
+@dataclass(frozen=True)
+class Decode:
+    """frontend -> tokenizer: the text of these ids is wanted."""
+
+    request_id: str
+    frontend_id: int
+    token_ids: tuple[int, ...]
 
 
 # ── 2. tokenizer -> frontend, worker ─────────────────────────────────────────────────────────────
@@ -94,6 +164,24 @@ class PromptAccepted:
 
     request_id: str
     prompt_tokens: int
+    prompt_text: str | None  # where `echo` was asked for
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """tokenizer -> frontend: the answer to `Encode`, and the request's end."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    strings: tuple[str, ...] | None  # where they were wanted
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """tokenizer -> frontend: the answer to `Decode`, and the request's end."""
+
+    request_id: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -103,8 +191,10 @@ class TextStart:
     request_id: str
     frontend_id: int
     prompt_tail: tuple[int, ...]  # last prompt tokens: the context of the first piece of text
-    stop: tuple[str, ...]
+    options: TextOptions
     min_tokens: int = 0  # no stop string is looked for in the text of as many
+    stop_token_ids: tuple[int, ...] = ()  # the caller's own: one that ends an answer is its reason
+    scored_token_ids: tuple[int, ...] = ()  # the whole prompt, where its logprobs are wanted
 
 
 @dataclass(frozen=True)
@@ -113,7 +203,7 @@ class Generate:
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    max_tokens: int  # >= 1 and within the context
+    max_tokens: int  # within the context; 0: the prompt is scored, a token sampled and not shown
     sampling: SamplingParams  # of the first choice; each further one adds 1 to the seed
     num_choices: int
     cache_salt: str
@@ -132,12 +222,26 @@ class Abort:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token was, and which were likelier (part of `TokensSampled`).
+
+    Natural logarithms of the softmax of the model's own logits, before any setting of the caller;
+    never below `MIN_LOGPROB`.
+    """
+
+    logprob: float
+    top_ids: tuple[int, ...]  # the best tokens, the best first
+    top_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class RequestStarted:
     """A request's first appearance in a step (part of `TokensSampled`)."""
 
     text: TextStart
     num_choices: int
     cached_tokens: int  # tokens of the prompt whose keys and values were there already
+    prompt_logprobs: tuple[TokenLogprobs, ...]  # of all prompt tokens but the first; () unasked
 
 
 @dataclass(frozen=True)
@@ -162,6 +266,7 @@ class TokensSampled:
     choices: tuple[int, ...]  # which answer of its request
     seqs: tuple[int, ...]  # 0-based number of this token in its answer; gaps fail the request
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs | None, ...]  # () when no row wants them
     ended: tuple[SequenceEnded, ...]
 
 
@@ -177,12 +282,44 @@ class StepsAcknowledged:
 
 
 @dataclass(frozen=True)
+class TopToken:
+    """A token that was likely (part of `ScoredToken`)."""
+
+    text: str
+    octets: tuple[int, ...]  # its own bytes, also of half a character
+    logprob: float
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token of an answer or prompt, its text and how likely it was (part of `TextProduced`).
+
+    The texts of an answer's tokens joined are its text: a token that ends within a character has
+    none, the one that completes it has all of it.
+    """
+
+    text: str
+    octets: tuple[int, ...]
+    logprob: float | None  # None: a prompt's first token
+    top: tuple[TopToken, ...]
+
+
+@dataclass(frozen=True)
+class PromptScored:
+    """The prompt's tokens, where their logprobs were asked for (part of `TextProduced`)."""
+
+    request_id: str
+    tokens: tuple[ScoredToken, ...]
+
+
+@dataclass(frozen=True)
 class TextEnded:
     """One answer that ended (part of `TextProduced`)."""
 
     request_id: str
     choice: int
     finish_reason: str  # "stop" or "length"
+    stop_reason: str | int | None  # the caller's stop string or token that ended it
     cached_tokens: int  # of the request's prompt
 
 
@@ -197,6 +334,8 @@ class TextProduced:
     seqs: tuple[int, ...]  # 0-based number of this event of its answer
     texts: tuple[str, ...]  # may be empty while text is held back
     completion_tokens: tuple[int, ...]  # tokens so far
+    scored: tuple[tuple[ScoredToken, ...], ...]  # the tokens of each text; () when no row has any
+    prompts: tuple[PromptScored, ...]  # of requests whose first text is here
     ended: tuple[TextEnded, ...]
 
 
@@ -231,8 +370,8 @@ class WorkerReported:
 
 Message = (
     RoomStarted | RoomReady | AddressBook | Stop
-    | CreditGranted | Tokenize
-    | PromptAccepted | Generate | Abort
+    | CreditGranted | Tokenize | Encode | Decode
+    | PromptAccepted | Encoded | Decoded | Generate | Abort
     | TokensSampled | StepsAcknowledged
     | TextProduced | RequestFailed | WorkerReported
 )  # fmt: skip

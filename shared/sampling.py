@@ -5,6 +5,8 @@ from dataclasses import dataclass
 # Temperatures below this are greedy: dividing logits by less overflows float32 for real models.
 GREEDY_BELOW = 1e-5
 
+NUM_SEEDS = 2**63
+
 # What the frontend lets in and the worker relies on.
 MAX_PENALTY = 2.0  # of frequency and presence, both ways (OpenAI)
 MIN_REPETITION_PENALTY = 0.01  # logits are divided by it and must stay finite
@@ -12,6 +14,9 @@ MAX_REPETITION_PENALTY = 10.0
 MAX_BIAS = 100.0  # both ways (OpenAI)
 MAX_BIASED_TOKENS = 1024
 MAX_STOP_TOKENS = 128
+MAX_LOGPROBS = 20  # alternatives to a token (OpenAI)
+MAX_PROMPT_LOGPROBS = 200_000  # of a request: its prompt's tokens times (alternatives + 1)
+MIN_LOGPROB = -9999.0  # stands for all below, minus infinity too (OpenAI)
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class SamplingParams:
     admitted, so that the noise of a sequence never depends on who shares its batch.
     """
 
-    seed: int  # 0 <= seed < 2**63
+    seed: int  # 0 <= seed < NUM_SEEDS
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0  # smallest set of tokens with at least this probability; 0 is the best token
     top_k: int = 0  # 0 is off
@@ -35,6 +40,8 @@ class SamplingParams:
     min_tokens: int = 0  # no end token is sampled, and no stop string counts, before as many
     ignore_eos: bool = False  # the model's own end tokens do not end the answer
     stop_token_ids: tuple[int, ...] = ()  # further end tokens
+    num_logprobs: int | None = None  # alternatives to tell of each sampled token; None: none told
+    num_prompt_logprobs: int | None = None  # the same of each prompt token but the first
 
     @property
     def is_greedy(self) -> bool:

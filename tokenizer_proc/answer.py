@@ -22,7 +22,7 @@ class Answer:
         self.finish_reason: str | None = None
         self._detokenizer = IncrementalDetokenizer(vocabulary, start.prompt_tail)
         self._min_tokens = start.min_tokens
-        self._stops = StopMatcher(start.stop)
+        self._stops = StopMatcher(start.options.stop)
 
     def add(self, token_id: int, end: SequenceEnded | None) -> str:
         """Counts one token and returns the text that has become certain; `end` marks the last."""

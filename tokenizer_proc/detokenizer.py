@@ -57,7 +57,9 @@ class Outgoing:
         self.completion_tokens.append(answer.num_tokens)
         if answer.finish_reason is not None:
             self.ended.append(
-                TextEnded(key.request_id, key.choice, answer.finish_reason, answer.cached_tokens)
+                TextEnded(
+                    key.request_id, key.choice, answer.finish_reason, None, answer.cached_tokens
+                )
             )
 
     def messages(self, step: TokensSampled) -> Iterator[TextProduced | RequestFailed]:
@@ -75,6 +77,8 @@ class Outgoing:
             seqs=tuple(self.seqs),
             texts=tuple(self.texts),
             completion_tokens=tuple(self.completion_tokens),
+            scored=(),
+            prompts=(),
             ended=tuple(self.ended),
         )
 

@@ -21,7 +21,7 @@ from shared.messages import (
     CreditGranted,
     Generate,
     Message,
-    Peer,
+    ModelFacts,
     PromptAccepted,
     RequestFailed,
     TextStart,
@@ -93,7 +93,7 @@ class Tokenizer:
             logger.exception("request %s could not be tokenized", message.request_id)
             self._fail(frontend, message.request_id, _NOT_TOKENIZED)
             return
-        accepted = PromptAccepted(message.request_id, len(generate.prompt_token_ids))
+        accepted = PromptAccepted(message.request_id, len(generate.prompt_token_ids), None)
         self._mailbox.send(frontend, accepted)
         if not self._mailbox.send(f"worker-{message.worker_id}", generate):
             self._fail(frontend, message.request_id, _WORKER_GONE)
@@ -104,9 +104,11 @@ class Tokenizer:
 
     def _to_generate(self, message: Tokenize) -> Generate:
         most_tokens = self._worker(message.worker_id).max_model_len
+        chat = message.prompt.chat
+        assert chat is not None
         prompt = self._encoder.encode_chat(
-            list(message.messages),
-            template_kwargs=message.template_kwargs,
+            list(chat.messages),
+            template_kwargs=chat.template_kwargs,
             most_tokens=most_tokens,
         )
         room = _room_for_answer(len(prompt), most_tokens)
@@ -116,8 +118,9 @@ class Tokenizer:
             request_id=message.request_id,
             frontend_id=message.frontend_id,
             prompt_tail=tuple(prompt[-PROMPT_TAIL:]),
-            stop=message.stop,
+            options=message.text,
             min_tokens=sampling.min_tokens,
+            stop_token_ids=sampling.stop_token_ids,
         )
         return Generate(
             request_id=message.request_id,
@@ -129,11 +132,12 @@ class Tokenizer:
             text=text,
         )
 
-    def _worker(self, worker_id: int) -> Peer:
+    def _worker(self, worker_id: int) -> ModelFacts:
+        """What the worker told of its model; raises RequestError where there is none."""
         worker = self._mailbox.peers.get(f"worker-{worker_id}")
-        if worker is None or not worker.is_ready:
+        if worker is None or worker.model is None:
             raise _WORKER_GONE
-        return worker
+        return worker.model
 
 
 def _room_for_answer(num_tokens: int, most_tokens: int) -> int:

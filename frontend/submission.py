@@ -1,0 +1,39 @@
+"""What a handler wants of the rooms behind: validated, and without addresses."""
+
+from dataclasses import dataclass
+
+from shared.messages import Prompt, TextOptions
+from shared.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One HTTP request for answers: to one prompt, or to several in the same way.
+
+    The answers to prompt p are choices p * num_choices and on; the seed of each choice is the
+    first one's plus its number.
+    """
+
+    id_prefix: str  # "chatcmpl" or "cmpl"
+    prompts: tuple[Prompt, ...]
+    max_tokens: int | None
+    is_strict: bool
+    echo: bool
+    text: TextOptions
+    sampling: SamplingParams  # of the first choice
+    num_choices: int  # to each prompt
+    cache_salt: str
+
+    @property
+    def total_choices(self) -> int:
+        """The answers to all prompts: what it takes of `--max-concurrent`."""
+        return len(self.prompts) * self.num_choices
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """One HTTP request that the tokenizer alone answers: ids of a prompt, or the text of ids."""
+
+    prompt: Prompt | None  # None: the text of `token_ids` is wanted
+    token_ids: tuple[int, ...] = ()
+    wants_strings: bool = False
