@@ -72,8 +72,8 @@ def test_one_request_and_the_end(rooms: Rooms) -> None:
     wait_until(lambda: any(isinstance(m, RoomReady) for m in launcher.receive(0.0)), 10)
 
     peers = [
-        Peer("frontend-0", 1, identity.address, True, 0),
-        Peer("tokenizer-0", 1, tokenizer.identity.address, True, 0),
+        Peer("frontend-0", 1, identity.address, True, None),
+        Peer("tokenizer-0", 1, tokenizer.identity.address, True, None),
     ]
     others = [dataclasses.replace(peers[1], room=room) for room in ("worker-0", "detokenizer-0")]
     book = AddressBook((*peers, *others))
@@ -90,7 +90,7 @@ def test_one_request_and_the_end(rooms: Rooms) -> None:
     )
     asking.start()
     request_id = next_message(tokenizer, Tokenize).request_id
-    tokenizer.send("frontend-0", PromptAccepted(request_id, 3))
+    tokenizer.send("frontend-0", PromptAccepted(request_id, 3, None))
     tokenizer.send("frontend-0", make_text(request_id, 0, "Hello", finish="stop"))
     asking.join(5)
     assert answers[0].json()["choices"][0]["message"]["content"] == "Hello"
