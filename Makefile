@@ -45,7 +45,7 @@ format: install  ## let ruff mend what it can
 	$(PY) -m ruff format
 
 types: install  ## static types (mypy, strict)
-	$(PY) -m mypy launcher.py $(PACKAGES)
+	$(PY) -m mypy launcher.py example_client.py $(PACKAGES)
 
 imports: install  ## which room may import what (import-linter)
 	$(VENV)/bin/lint-imports
