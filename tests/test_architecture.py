@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESS_ROOMS = ("frontend", "tokenizer_proc", "gpu_worker")
 ROOMS = (*PROCESS_ROOMS, "scheduler")
 PACKAGES = {*ROOMS, "shared", "demo", "benchmarks", "tests"}
+SCRIPTS = {"tests", "demo", "benchmarks", "launcher", "example_client"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -131,9 +132,7 @@ def test_the_example_client_needs_only_requests() -> None:
 
 def test_the_server_imports_neither_tests_nor_scripts() -> None:
     for path in SERVER_FILES:
-        strangers = imported_roots(path) & {
-            "tests", "demo", "benchmarks", "launcher", "example_client",
-        }  # fmt: skip
+        strangers = imported_roots(path) & SCRIPTS
         assert not strangers, f"{name(path)} imports {strangers}"
 
 
