@@ -32,10 +32,16 @@ HEALTH_CHECK = "deploy/docker/health_check.py"
 
 
 def variable_line(field: dataclasses.Field[Any]) -> str:
-    """One flag as a line of the service's environment: its first variable, with its default."""
+    """One flag as a line of the service's environment: its first variable, and its default.
+
+    The variable is passed on as it is. An empty one is as good as none for the server, so that
+    what nobody set stays unset.
+    """
     name = flags.variables(field)[0]
-    default = str(field.default).lower() if field.type is bool else field.default
-    return f"      {name}: {FIXED.get(name, f'${{{name}:-{default}}}')}\n"
+    if name in FIXED:
+        return f"      {name}: {FIXED[name]}\n"
+    default = str(field.default).lower() if field.type is bool else str(field.default)
+    return f"      {name}: ${{{name}:-}}  # {default}".removesuffix("  # ") + "\n"
 
 
 def variable_lines() -> str:
@@ -54,10 +60,10 @@ def test_compose_lists_every_variable_of_the_server_with_its_default() -> None:
     assert compose_parts()[1] == variable_lines(), "run `make docs`"
 
 
-def test_the_defaults_of_compose_are_the_servers_own() -> None:
+def test_what_nobody_sets_has_the_servers_own_default() -> None:
     environ = {}
     for name, text in service()["environment"].items():
-        environ[name] = re.sub(r"\$\{\w+:-(.*)\}", r"\1", text)
+        environ[name] = text.replace(f"${{{name}:-}}", "")
     assert flags.parse([], environ) == flags.parse([], {})
 
 
