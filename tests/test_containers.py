@@ -26,6 +26,12 @@ END = "      # ── end of what is written\n"
 # Inside a container only the published port decides who reaches the server.
 FIXED = {"HOST": "0.0.0.0"}
 HEALTH_CHECK = "deploy/docker/health_check.py"
+DOCKER, HADOLINT = shutil.which("docker"), shutil.which("hadolint")
+
+
+def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """What a program answered."""
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 # ── the variables of docker-compose.yml ──────────────────────────────────────────────────────────
@@ -87,6 +93,15 @@ def service(path: Path = COMPOSE_FILE) -> dict[str, Any]:
     return only
 
 
+@pytest.mark.parametrize("files", [[COMPOSE_FILE], [COMPOSE_FILE, CPU_FILE]], ids=["gpu", "cpu"])
+def test_docker_compose_understands_it(files: list[Path]) -> None:
+    if DOCKER is None or run(DOCKER, "compose", "version").returncode != 0:
+        pytest.skip("Docker Compose is not installed here")
+    options = [option for path in files for option in ("--file", str(path))]
+    done = run(DOCKER, "compose", *options, "config", "--quiet")
+    assert done.returncode == 0, done.stderr
+
+
 def test_compose_asks_for_an_nvidia_gpu() -> None:
     (device,) = service()["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
@@ -119,6 +134,12 @@ def test_compose_checks_health_as_the_image_does() -> None:
 
 
 # ── Dockerfile ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed here")
+def test_hadolint_has_no_complaint() -> None:
+    done = run(str(HADOLINT), str(ROOT / "Dockerfile"))
+    assert done.stdout == ""
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -225,8 +246,7 @@ def image_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_goes_into_the_image_can_serve(image_tree: Path) -> None:
     modules = [kind.entry.partition(":")[0] for kind in ROOM_KINDS.values()]
     script = f"import launcher, {', '.join(modules)}; print(launcher.__file__)"
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=image_tree, capture_output=True, text=True, check=False)
+    done = run(sys.executable, "-c", script, cwd=image_tree)
     assert done.stdout.strip() == str(image_tree / "launcher.py"), done.stderr
 
 
