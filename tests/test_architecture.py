@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESS_ROOMS = ("frontend", "tokenizer_proc", "gpu_worker")
 ROOMS = (*PROCESS_ROOMS, "scheduler")
 PACKAGES = {*ROOMS, "shared", "demo", "benchmarks", "tests"}
+SCRIPTS = {"tests", "demo", "benchmarks", "launcher", "example_client"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -47,7 +48,7 @@ def python_files(*folders: str) -> list[Path]:
 
 
 SERVER_FILES = python_files("launcher.py", "shared", *ROOMS)
-PROJECT_FILES = [*SERVER_FILES, *python_files("demo", "benchmarks")]
+PROJECT_FILES = [*SERVER_FILES, *python_files("example_client.py", "demo", "benchmarks")]
 
 
 @cache
@@ -125,9 +126,13 @@ def test_the_launcher_imports_only_shared_and_the_standard_library() -> None:
     assert foreign == {"shared"}
 
 
+def test_the_example_client_needs_only_requests() -> None:
+    assert imported_roots(ROOT / "example_client.py") - sys.stdlib_module_names == {"requests"}
+
+
 def test_the_server_imports_neither_tests_nor_scripts() -> None:
     for path in SERVER_FILES:
-        strangers = imported_roots(path) & {"tests", "demo", "benchmarks", "launcher"}
+        strangers = imported_roots(path) & SCRIPTS
         assert not strangers, f"{name(path)} imports {strangers}"
 
 
