@@ -82,26 +82,26 @@ def text_of(chunk: Chunk) -> str:
 
 
 def read_answer(sent: float, prompt: str, arrivals: list[Arrival]) -> Outcome:
-    """The outcome of a stream that the server ended in an orderly way."""
-    ended = arrivals[-1][0] if arrivals else sent
+    """The outcome of a stream that ended as HTTP wants it."""
     answer = _Answer()
-    for seconds, data in events(arrivals):
-        ended = seconds
+    ended = sent
+    for ended, data in events(arrivals):
         if data == DONE:
             answer.is_whole = True
             break
         try:
             chunk = _decode(data)
         except msgspec.DecodeError as error:
-            return Failed(sent, seconds, "bad event", f"{error}: {shorten(data)}")
+            return Failed(sent, ended, "bad event", f"{error}: {shorten(data)}")
         if chunk.error is not None or chunk.object == "error":
-            return Failed(sent, seconds, "error event", message_of(data))
-        answer.add(seconds, chunk)
-    if not answer.is_whole:
-        shown = "it ended before [DONE] and without a finish_reason"
-        return Failed(sent, ended, "cut stream" if answer.has_begun else "no event stream",
-                      shown if answer.has_begun else shorten(arrivals[0][1] if arrivals else b""))  # fmt: skip
-    return answer.completed(sent, ended, prompt)
+            return Failed(sent, ended, "error event", message_of(data))
+        answer.add(ended, chunk)
+    if answer.is_whole:
+        return answer.completed(sent, ended, prompt)
+    if answer.has_begun:
+        return Failed(sent, ended, "cut stream", "it ended without [DONE] or a finish_reason")
+    body = b"".join(data for _, data in arrivals)
+    return Failed(sent, arrivals[-1][0] if arrivals else sent, "no event stream", shorten(body))
 
 
 class _Answer:

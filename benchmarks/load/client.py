@@ -103,7 +103,7 @@ async def first_model(session: aiohttp.ClientSession, base_url: str) -> str:
             if response.status != 200:
                 raise Unreachable(f"{url}: HTTP {response.status}, {message_of(body)}")
     except (TimeoutError, aiohttp.ClientError) as error:
-        raise Unreachable(f"{url}: {error or 'timeout'}; is the server up?") from error
+        raise Unreachable(f"{url}: {str(error) or 'timeout'}; is the server up?") from error
     try:
         return str(orjson.loads(body)["data"][0]["id"])
     except (ValueError, LookupError, TypeError) as error:

@@ -73,7 +73,9 @@ class Run:
     @property
     def duration(self) -> float:
         """Seconds from the start to the end of the last request."""
-        return max((outcome.ended for outcome in self.outcomes), default=self.started) - self.started
+        return (
+            max((outcome.ended for outcome in self.outcomes), default=self.started) - self.started
+        )
 
     @property
     def completed(self) -> list[Completed]:

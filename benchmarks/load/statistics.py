@@ -6,7 +6,7 @@ end. Tokens are the server's own count. `failed` does not hold refusals, which v
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,13 +73,32 @@ def open_requests(outcomes: Iterable[Outcome]) -> list[tuple[float, int]]:
     return counts
 
 
-def tokens_per_second(run: Run) -> list[float]:
-    """Output tokens of every second; an answer's tokens are spread over its pieces of text."""
-    seconds = [0.0] * (math.floor(run.duration) + 1)
+def token_rates(run: Run, num_bins: int) -> list[float]:
+    """Output tokens a second in each of some equal parts of a run."""
+    width = run.duration / num_bins
+    times, tokens = np.array([*_pieces(run)]).reshape(-1, 2).T
+    counts, _ = np.histogram(
+        times - run.started, bins=num_bins, range=(0.0, run.duration), weights=tokens
+    )
+    return [float(count / width) for count in counts]
+
+
+def peak_tokens_per_second(run: Run) -> float:
+    """The most output tokens within any one second, wherever it begins."""
+    pieces = sorted(_pieces(run))
+    if not pieces:
+        return 0.0
+    times, tokens = np.array(pieces).T
+    so_far = np.concatenate([[0.0], np.cumsum(tokens)])
+    begins = np.searchsorted(times, times - 1.0, side="right")
+    return float((so_far[1:] - so_far[begins]).max())
+
+
+def _pieces(run: Run) -> Iterator[tuple[float, float]]:
+    """When text came, and how many tokens: an answer's are spread over its pieces of text."""
     for answer in run.completed:
-        for at in answer.text_times:
-            seconds[int(at - run.started)] += answer.output_tokens / len(answer.text_times)
-    return seconds
+        for seconds in answer.text_times:
+            yield seconds, answer.output_tokens / len(answer.text_times)
 
 
 def throughputs(run: Run, goals: Goals) -> dict[str, Any]:
@@ -95,7 +114,7 @@ def throughputs(run: Run, goals: Goals) -> dict[str, Any]:
         "request_goodput": good / duration if goals else None,
         "output_throughput": num_output / duration,
         "total_token_throughput": (num_input + num_output) / duration,
-        "max_output_tokens_per_s": max(tokens_per_second(run)),
+        "max_output_tokens_per_s": peak_tokens_per_second(run),
         "max_concurrent_requests": most_concurrent(run.outcomes),
     }
 
@@ -135,7 +154,7 @@ def figures(
 
 
 def details(run: Run) -> dict[str, Any]:
-    """Every request in the order of sending, as lists of one length; zeros where it has no value."""
+    """Every request in the order of sending; zeros where one has no value."""
     outcomes = sorted(run.outcomes, key=lambda outcome: outcome.sent)
     answers = [outcome if isinstance(outcome, Completed) else None for outcome in outcomes]
     return {
