@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -70,9 +71,7 @@ class LoadTest:
         asked = self._asked
         # Prompts are made before the clock starts, but for users, who take as many as they can.
         chosen = list(islice(prompts, asked.num_prompts)) if asked.num_prompts else []
-        gc.collect()
-        gc.freeze()  # what exists by now lives to the end: no collection walks it during the run
-        with Progress(asked.num_prompts) as progress:
+        with frozen_heap(), Progress(asked.num_prompts) as progress:
             self.traffic = Traffic(ask, on_change=progress.show)
             if asked.users:
                 joins = join_times(asked.users, asked.spawn_rate)
@@ -80,6 +79,17 @@ class LoadTest:
             else:
                 times = arrival_times(asked.request_rate, asked.burstiness, asked.seed)
                 await self.traffic.send_arrivals(chosen, times, asked.max_concurrency)
+
+
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Spares garbage collections, which delay every stream, from walking what exists by now."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def body_fields(asked: argparse.Namespace) -> dict[str, Any]:

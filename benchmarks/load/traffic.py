@@ -1,8 +1,8 @@
 """Sends prompts as arrivals, a limit or users ask for it, and keeps every outcome."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import nullcontext
 from time import perf_counter, process_time
 
 from benchmarks.load.client import Clock
@@ -43,11 +43,14 @@ class Traffic:
         self, prompts: Iterable[Prompt], times: Iterator[float], max_concurrency: int | None
     ) -> None:
         """Sends each prompt at its time, or later while `max_concurrency` requests are open."""
-        gate = asyncio.Semaphore(max_concurrency) if max_concurrency else nullcontext()
+        gate = asyncio.Semaphore(max_concurrency or sys.maxsize)
         async with asyncio.TaskGroup() as group:
             for prompt, seconds in zip(prompts, times, strict=False):
-                await self._sleep_until(self._started + seconds)
-                group.create_task(self._send_through(gate, prompt, self._started + seconds))
+                planned = self._started + seconds
+                await self._sleep_until(planned)
+                await gate.acquire()
+                self._max_send_delay = max(self._max_send_delay, self._clock() - planned)
+                group.create_task(self._send(prompt)).add_done_callback(lambda _: gate.release())
 
     async def send_users(
         self, prompts: Iterator[Prompt], joins: Iterable[float], duration: float
@@ -66,13 +69,6 @@ class Traffic:
             if not isinstance(await self._send(next(prompts)), Completed):
                 await self._sleep_until(min(self._clock() + USER_PAUSE_SECONDS, ends))
         self.num_users -= 1
-
-    async def _send_through(
-        self, gate: "asyncio.Semaphore | nullcontext[None]", prompt: Prompt, planned: float
-    ) -> None:
-        async with gate:
-            self._max_send_delay = max(self._max_send_delay, self._clock() - planned)
-            await self._send(prompt)
 
     async def _send(self, prompt: Prompt) -> Outcome:
         self.num_open += 1

@@ -1,6 +1,5 @@
 """A made model is a whole one: it loads, chats, and is the same again from the same seed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(directory: Path) -> Iterator[Any]:
+def tokenizer(directory: Path) -> Any:
     """Its tokenizer as transformers loads it."""
-    yield AutoTokenizer.from_pretrained(directory)  # type: ignore[no-untyped-call]  # as shipped
+    return AutoTokenizer.from_pretrained(directory)
 
 
 def test_the_model_loads_with_its_dtype_and_computes_a_finite_step(directory: Path) -> None:
