@@ -26,6 +26,7 @@ def main_parser(description: str) -> argparse.ArgumentParser:
     _add_traffic(parser.add_argument_group("traffic: arrivals"))
     _add_users(parser.add_argument_group("traffic: users, in place of arrivals"))
     _add_prompts(parser.add_argument_group("prompts"))
+    _add_datasets(parser.add_argument_group("prompts: the dataset's own"))
     _add_figures(parser.add_argument_group("figures"))
     _add_files(parser.add_argument_group("files"))
     return parser
@@ -88,6 +89,13 @@ def pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def base_url(text: str) -> str:
+    """An address without its path: that it ends in /v1 is a habit of other clients."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not begin with http:// or https://")
+    return text.rstrip("/").removesuffix("/v1")
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Fields for a request's body."""
     try:
@@ -105,7 +113,9 @@ Group = Any  # argparse's own type for a group is private
 
 
 def _add_server(group: Group) -> None:
-    group.add_argument("--base-url", default="http://127.0.0.1:7088", help="default: %(default)s")
+    group.add_argument(
+        "--base-url", type=base_url, default="http://127.0.0.1:7088", help="default: %(default)s"
+    )
     group.add_argument("--endpoint", default=CHAT, choices=list(BACKENDS), help="default: chat")
     group.add_argument("--model", help="default: the first of /v1/models")
     group.add_argument("--api-key", help="sent as a bearer token")
@@ -186,10 +196,6 @@ def _add_prompts(group: Group) -> None:
         metavar="FILE",
         help='custom: JSON lines with a "prompt"; sharegpt: its JSON',
     )
-    for flags in DATASET_FLAGS.values():
-        for flag, (kind, default, meaning) in flags.items():
-            shown = "" if default is None else f" ({default:g})"
-            group.add_argument(f"--{flag}", type=kind, metavar="N", help=meaning + shown)
     group.add_argument("--seed", type=int, default=0, help="of prompts and arrivals (0)")
     group.add_argument(
         "--num-warmups",
@@ -211,6 +217,13 @@ def _add_prompts(group: Group) -> None:
         metavar="JSON",
         help="more fields for every request",
     )
+
+
+def _add_datasets(group: Group) -> None:
+    for flags in DATASET_FLAGS.values():
+        for flag, (kind, default, meaning) in flags.items():
+            shown = "" if default is None else f" ({default:g})"
+            group.add_argument(f"--{flag}", type=kind, metavar="N", help=meaning + shown)
 
 
 def _add_figures(group: Group) -> None:
@@ -273,7 +286,6 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
         _settle_dataset(asked)
     except ValueError as error:
         parser.error(str(error))
-    asked.base_url = asked.base_url.rstrip("/").removesuffix("/v1")
     asked.goodput = dict(asked.goodput)
     asked.save_result |= bool(asked.save_detailed or asked.result_dir or asked.result_filename)
     return asked

@@ -68,10 +68,10 @@ def print_report(console: Console, asked: argparse.Namespace, figures: Figures) 
     console.print(_totals(asked, figures))
     if figures["completed"]:
         console.print(_latencies(asked, figures))
+        for metric in asked.percentile_metrics:
+            console.print(MEANINGS[metric], style="dim")
     if figures["problems"]:
         console.print(_problems(figures))
-    for metric in asked.percentile_metrics:
-        console.print(MEANINGS[metric], style="dim")
     for warning in warnings(figures):
         console.print(warning, style="yellow")
 

@@ -264,6 +264,7 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_is_sent(
         ("--users 5 --num-prompts 3", "--num-prompts: --users send as fast"),
         ("--spawn-rate 5", "--spawn-rate: needs --users"),
         ("--burstiness 2", "--burstiness: needs a finite --request-rate"),
+        ("--base-url localhost:8000", "'localhost:8000' does not begin with http://"),
         ("--request-rate 0", "--request-rate: 0 is not from"),
         ("--request-rate nan", "--request-rate: nan is not from"),
         ("--num-prompts many", "--num-prompts: not a number: 'many'"),
