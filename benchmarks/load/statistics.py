@@ -57,12 +57,12 @@ def is_good(answer: Completed, goals: Goals) -> bool:
     return True
 
 
-def most_concurrent(outcomes: Iterable[Outcome]) -> int:
+def most_concurrent(outcomes: Sequence[Outcome]) -> int:
     """The most requests that were open at one moment."""
     return max((count for _, count in open_requests(outcomes)), default=0)
 
 
-def open_requests(outcomes: Iterable[Outcome]) -> list[tuple[float, int]]:
+def open_requests(outcomes: Sequence[Outcome]) -> list[tuple[float, int]]:
     """How many requests are open from each moment on at which that changes."""
     changes = [(outcome.sent, 1) for outcome in outcomes]
     changes += [(outcome.ended, -1) for outcome in outcomes]
