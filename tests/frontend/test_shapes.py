@@ -35,11 +35,10 @@ def whole(shape: Shape, events: Iterable[Event], accepted: list[Accepted], count
     """The choices of the body."""
     answers = [Answer() for _ in range(count)]
     for event in events:
-        match event:
-            case TextAdded():
-                answers[event.choice].add(event)
-            case PromptRead():
-                shape.note_prompt(event)
+        if isinstance(event, TextAdded):
+            answers[event.choice].add(event)
+        elif isinstance(event, PromptRead):
+            shape.note_prompt(event)
     choices: list[Any] = orjson.loads(responses.whole(HEAD, shape, accepted, answers, DONE))[
         "choices"
     ]
@@ -113,7 +112,7 @@ PROMPT = PromptRead((token("a", None), token("b")))
 
 
 def test_an_echo_is_scored_from_its_second_token_on() -> None:
-    events = [PROMPT, *SCORED]
+    events: list[Event] = [PROMPT, *SCORED]
     (choice,) = whole(completion(has_logprobs=True, echo=True), events, [Accepted(2, "ab")], 1)
     assert choice["text"] == "abHé!"
     logprobs = choice["logprobs"]
