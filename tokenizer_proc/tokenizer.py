@@ -11,10 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from shared.config import TokenizerConfig
-from shared.errors import BadRequest, ErrorCode, RequestError, unloadable
+from shared.errors import BadRequest, ErrorCode, RequestError
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
@@ -28,6 +26,7 @@ from shared.messages import (
     Tokenize,
 )
 from shared.sampling import SamplingParams
+from tokenizer_proc.loading import load_tokenizer
 from tokenizer_proc.prompt import PromptEncoder, too_long
 from tokenizer_proc.vocabulary import vocabulary_path
 
@@ -158,14 +157,6 @@ def _fitted(sampling: SamplingParams, max_tokens: int, vocab_size: int) -> Sampl
     return replace(sampling, min_tokens=min(sampling.min_tokens, max_tokens))
 
 
-def load_tokenizer(name: str, path: str) -> Any:
-    """The checkpoint's tokenizer, or FatalError."""
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise unloadable(name, error) from error
-
-
 def publish_vocabulary(tokenizer: Any, path: Path) -> None:
     """Writes the tokenizer whole or not at all, for the detokenizer to read."""
     unfinished = path.with_suffix(f".{os.getpid()}")
@@ -175,7 +166,7 @@ def publish_vocabulary(tokenizer: Any, path: Path) -> None:
 
 def run(config: TokenizerConfig, mailbox: Mailbox) -> None:
     """Loads the tokenizer, says that it is ready, and serves until the launcher says stop."""
-    tokenizer = load_tokenizer(config.model.hf_model, config.model.path)
+    tokenizer = load_tokenizer(config)
     publish_vocabulary(tokenizer, vocabulary_path(config.identity.run_directory))
     mailbox.report_ready()
     Tokenizer(mailbox, PromptEncoder(tokenizer)).run()
