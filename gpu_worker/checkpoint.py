@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
@@ -29,7 +29,7 @@ class Weights:
     is_pickle: bool
 
     def num_bytes(self, dtype: torch.dtype) -> int:
-        """Memory that they take once loaded; SafetensorError for a file that is not whole.
+        """Memory that they take once loaded; FatalError for a file that is not whole.
 
         Of pickles only the size on disk is known without reading them.
         """
@@ -69,6 +69,14 @@ def check_memory(weights: Weights, hf_model: str, dtype: torch.dtype, device: to
     )
 
 
+def broken_pickle(hf_model: str, weights: Weights) -> FatalError:
+    """The error about pickles that torch refuses to read as weights."""
+    names = ", ".join(file.name for file in weights.files)
+    reason = f"{names} is broken or holds more than weights, and none of it was run"
+    remedy = "choose a checkpoint with safetensors"
+    return FatalError(f"--hf-model {hf_model}: {reason}; {remedy}", EXIT_CONFIGURATION)
+
+
 def _files(path: str, name: str) -> tuple[Path, ...]:
     """The one file of that name, else the shards that its index lists, else none."""
     # The underscored argument is how transformers' own loaders ask without an error.
@@ -83,11 +91,17 @@ def _files(path: str, name: str) -> tuple[Path, ...]:
 
 
 def _safetensors_bytes(file: Path, dtype: torch.dtype) -> int:
-    total = 0
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 — it is no mapping
-            stored = tensors.get_slice(name)
-            kind = stored.get_dtype()
-            num_bits = dtype.itemsize * 8 if kind in _FLOATS else _BITS.get(kind, 8)
-            total += math.prod(stored.get_shape()) * num_bits // 8
-    return total
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            stored = map(tensors.get_slice, tensors.keys())
+            return sum(_loaded_bytes(tensor, dtype) for tensor in stored)
+    except SafetensorError as error:
+        reason = f"--hf-model: {file} is not whole ({error}); download it again"
+        raise FatalError(reason, EXIT_CONFIGURATION) from error
+
+
+def _loaded_bytes(stored: Any, dtype: torch.dtype) -> int:
+    kind = stored.get_dtype()
+    num_bits = dtype.itemsize * 8 if kind in _FLOATS else _BITS.get(kind, 8)
+    num_values: int = math.prod(stored.get_shape())
+    return num_values * num_bits // 8

@@ -22,7 +22,7 @@ from gpu_worker.architectures import (
     text_config,
 )
 from gpu_worker.attention.choice import make_backend
-from gpu_worker.checkpoint import check_memory, find_weights
+from gpu_worker.checkpoint import Weights, broken_pickle, check_memory, find_weights
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.model_class import choose_class
@@ -193,16 +193,7 @@ def _load_weights(
     try:
         weights = find_weights(config.model, allow_pickle=config.allow_pickle_weights)
         check_memory(weights, name, dtype, device)
-        loaded: Any = model_class.from_pretrained(
-            config.model.path,
-            trust_remote_code=config.model.trust_remote_code,
-            dtype=dtype,
-            device_map={"": device},
-            attn_implementation=ATTENTION,
-            use_safetensors=not weights.is_pickle,
-            weights_only=True,
-            output_loading_info=True,
-        )
+        loaded = _from_pretrained(config, model_class, weights, dtype=dtype, device=device)
     except (OSError, ValueError, SafetensorError) as error:
         raise unloadable(name, error) from error
     model: PreTrainedModel = loaded[0]
@@ -212,6 +203,32 @@ def _load_weights(
         raise FatalError(reason, EXIT_CONFIGURATION)
     model.eval()
     return model
+
+
+def _from_pretrained(
+    config: WorkerConfig,
+    model_class: Any,
+    weights: Weights,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """The model, and the report of what was missing; a pickle is read as data, never run."""
+    try:
+        return model_class.from_pretrained(
+            config.model.path,
+            trust_remote_code=config.model.trust_remote_code,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=ATTENTION,
+            use_safetensors=not weights.is_pickle,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        if weights.is_pickle:  # what reading a foreign pickle raises is anything
+            raise broken_pickle(config.model.hf_model, weights) from error
+        raise
 
 
 def _end_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -32,7 +32,7 @@ def _concrete(found: Any, config: PreTrainedConfig) -> Any:
     mapping = getattr(found, "_model_mapping", None)
     if mapping is None:
         return found
-    concrete = mapping.get(type(config))
+    concrete = mapping.get(type(config), None)
     return concrete[0] if isinstance(concrete, tuple) else concrete
 
 

@@ -31,16 +31,14 @@ def first_line(error: Exception) -> str:
 
 
 def _explained(hf_model: str, error: Exception) -> str:
-    for cause in _causes(error):
-        if isinstance(cause, GatedRepoError):
-            page = f"https://huggingface.co/{hf_model}"
-            return f"it is gated; ask for access at {page} and set HF_TOKEN to your token"
-        if isinstance(cause, RepositoryNotFoundError) or _is_forbidden(cause):
-            return (
-                "the Hub shows no such model; correct the id, or set HF_TOKEN to your token"
-            )
-        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
-            return f"it is not on this machine, and the Hub cannot be reached; {_ELSEWHERE}"
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        page = f"https://huggingface.co/{hf_model}"
+        return f"it is gated; ask for access at {page} and set HF_TOKEN to your token"
+    if any(isinstance(cause, RepositoryNotFoundError) or _is_forbidden(cause) for cause in causes):
+        return "the Hub shows no such model; correct the id, or set HF_TOKEN to your token"
+    if any(isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled) for cause in causes):
+        return f"it is not on this machine, and the Hub cannot be reached; {_ELSEWHERE}"
     if "trust_remote_code" in str(error):
         return "it needs Python code of its own; give --trust-remote-code if you trust it"
     return f"{first_line(error)}; {_ELSEWHERE}"

@@ -52,13 +52,13 @@ class ModelConfig:
         "Hugging Face id or local directory; `demo` is the built-in chat model",
         is_basic=True,
     )
-    trust_remote_code: bool = flag(
-        False, "run Python code that comes with the checkpoint, where transformers has no class"
-    )
     max_model_len: int = flag(
         0,
         "longest prompt plus answer, in tokens; 0: what the model and the memory allow",
         at_least=0,
+    )
+    trust_remote_code: bool = flag(
+        False, "run Python code that comes with the checkpoint, where transformers has no class"
     )
 
     @property

@@ -32,15 +32,18 @@ def load_tokenizer(config: TokenizerConfig) -> Any:
 
 def _load(tokenizer_class: Any, config: TokenizerConfig) -> Any:
     try:
-        return tokenizer_class.from_pretrained(
+        tokenizer = tokenizer_class.from_pretrained(
             config.model.path, trust_remote_code=config.model.trust_remote_code
         )
+        if tokenizer_class is not AutoTokenizer:
+            tokenizer("text, ☃")  # a class of another kind can load files that it cannot use
     except Exception as error:  # what loaders raise over a foreign file is anything
         if tokenizer_class is AutoTokenizer:
             raise unloadable(config.model.hf_model, error) from error
         name = tokenizer_class.__name__
         reason = f"--tokenizer-type {name} cannot read this checkpoint ({first_line(error)})"
         raise _refusal(f"{reason}; leave the flag out") from error
+    return tokenizer
 
 
 def _tokenizer_class(config: TokenizerConfig) -> Any:
@@ -65,8 +68,7 @@ def _tokenizer_class(config: TokenizerConfig) -> Any:
 
 def _named(flag: str, asked: str) -> Any:
     """The transformers class of that name; the predecessor's dotted paths end in one."""
-    name = asked.rpartition(".")[2] or AutoTokenizer.__name__
-    found = getattr(transformers, name, None)
+    found = getattr(transformers, asked.rpartition(".")[2], None) if asked else AutoTokenizer
     if not isinstance(found, type):
         version = transformers.__version__
         raise _refusal(f"{flag} {asked}: transformers {version} has no such class; leave it out")
