@@ -25,7 +25,7 @@ from gpu_worker.attention.choice import make_backend
 from gpu_worker.checkpoint import Weights, broken_pickle, check_memory, find_weights
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
-from gpu_worker.model_class import choose_class
+from gpu_worker.model_class import choose_class, is_stock
 from gpu_worker.packed_linear import pack_linears
 from gpu_worker.paged_attention import ATTENTION, unbind
 from gpu_worker.probe import ModelUse, probe
@@ -115,14 +115,14 @@ def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
 def _examined(model: PreTrainedModel) -> tuple[ModelUse, SequenceAngles]:
     """What the model asks of attention, after all that makes its rows independent of each other."""
     use = probe(model)
-    if is_tested(model.config):
+    if is_tested(model.config) and is_stock(model):
         return use, SequenceAngles(model)
     check = SelfCheck(model, use)
     angles = SequenceAngles(model)
     error = check.run(angles)
     logger.info(
-        "model type %r has no test of its own; its logits over the paged cache equal its stock "
-        "ones (relative error %.1g)", model.config.model_type, error,
+        "model type %r has no test of its own as %s; its logits over the paged cache equal its "
+        "stock ones (relative error %.1g)", model.config.model_type, type(model).__name__, error,
     )  # fmt: skip
     return use, angles
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
@@ -25,6 +25,11 @@ def choose_class(asked: str, config: PreTrainedConfig) -> Any:
     if not concrete.can_generate():
         raise _refusal(asked, "it generates no text")
     return found
+
+
+def is_stock(model: PreTrainedModel) -> bool:
+    """True for a class of transformers itself: the tests of its model type speak for it."""
+    return type(model).__module__.startswith(f"{transformers.__name__}.models.")
 
 
 def _concrete(found: Any, config: PreTrainedConfig) -> Any:

@@ -52,7 +52,10 @@ ROWS = {
         "::1", (LAUNCHER,),
         "test_launcher.py::test_an_open_server_without_a_key_is_warned_of",
     ),
-    "port": Row("1", (LAUNCHER,), f"{STARTS}::test_a_port_in_use_is_refused"),
+    "port": Row(
+        "1", (LAUNCHER,),
+        "e2e/test_chat.py::test_a_port_in_use_is_refused_before_anything_starts",
+    ),
     "loglevel": Row("error", (LAUNCHER,), "test_launcher.py::test_a_log_level_hides_what_is_below"),
     "log_format": Row(
         "json", (LAUNCHER,), "test_launcher.py::test_logs_for_machines_are_an_object_a_line"

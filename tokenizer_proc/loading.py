@@ -77,7 +77,7 @@ def _named(flag: str, asked: str) -> Any:
 
 def _read_template(path: str) -> str:
     try:
-        source = Path(path).expanduser().read_text(encoding="utf-8")
+        source = Path(path).read_text(encoding="utf-8")
         _compile_jinja_template(source)
     except (OSError, ValueError, TemplateError) as error:
         reason = f"--chat-template {path}: {first_line(error)}; correct the file"

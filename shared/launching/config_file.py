@@ -33,7 +33,7 @@ def read_texts(path: str, types: Mapping[str, type]) -> dict[str, str]:
 
 def _mapping(path: str) -> dict[Any, Any]:
     try:
-        content = msgspec.yaml.decode(Path(path).expanduser().read_bytes())
+        content = msgspec.yaml.decode(Path(path).read_bytes())
     except OSError as error:
         raise FatalError(f"--config {path}: {error.strerror}", EXIT_CONFIGURATION) from error
     except msgspec.DecodeError as error:

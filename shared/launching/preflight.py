@@ -28,11 +28,18 @@ def _refuse_what_is_not_built(config: ServerConfig) -> None:
 def _check_model(model: ModelConfig) -> None:
     if not model.hf_model:
         raise _refusal("--hf-model is empty: name a model, or `demo`, which is built in")
-    directory = Path(model.path)
-    if is_local_path(model.hf_model) and not directory.is_dir():
+    is_directory = _is_directory(model)
+    if is_local_path(model.hf_model) and not is_directory:
         raise _refusal(f"--hf-model {model.hf_model}: there is no such directory; correct the path")
-    if directory.is_dir():
-        _check_directory(model.hf_model, directory)
+    if is_directory:
+        _check_directory(model.hf_model, Path(model.path))
+
+
+def _is_directory(model: ModelConfig) -> bool:
+    try:
+        return Path(model.path).is_dir()
+    except (OSError, RuntimeError):  # longer than a path may be, or the home of nobody
+        return False
 
 
 def _check_directory(hf_model: str, directory: Path) -> None:
@@ -52,7 +59,7 @@ def _check_directory(hf_model: str, directory: Path) -> None:
 
 def _check_template(path: str) -> None:
     try:
-        Path(path).expanduser().read_text(encoding="utf-8")
+        Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise _refusal(f"--chat-template {path}: {error.strerror}; correct the path") from error
     except ValueError as error:

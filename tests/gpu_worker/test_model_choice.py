@@ -116,27 +116,45 @@ def test_a_config_that_transformers_cannot_read_is_refused(
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 class OwnConfig(LlamaConfig):
-    model_type = "own_model"
+    model_type = {model_type!r}
 class OwnForCausalLM(LlamaForCausalLM):
     config_class = OwnConfig
 """
 
 
+@pytest.mark.parametrize("model_type", ["own_model", "llama"])
 def test_code_of_the_checkpoint_runs_only_where_it_is_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_type: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Where transformers knows the type too, its own class is what runs without trust."""
+    caplog.set_level("INFO")
     modules = tmp_path / "modules"
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
-    directory = tmp_path / "own"
+    directory = save_with_code(tmp_path / f"with_{model_type}", model_type)
+    if model_type == "llama":
+        loaded = load(worker_config(directory))
+        assert type(loaded.runner._model) is transformers.LlamaForCausalLM
+    else:
+        assert "--trust-remote-code" in refusal(directory)
+    loaded = load(worker_config(directory, trust_remote_code=True))
+    assert type(loaded.runner._model).__name__ == "OwnForCausalLM"
+    assert any(
+        "OwnForCausalLM" in line and "no test of its own" in line for line in caplog.messages
+    )
+
+
+def save_with_code(directory: Path, model_type: str) -> Path:
+    """A checkpoint that brings the classes of its config and model."""
     make_model("llama").save_pretrained(directory)
-    (directory / "own_code.py").write_text(CODE)
+    (directory / "own_code.py").write_text(CODE.format(model_type=model_type))
     config = json.loads((directory / "config.json").read_text())
-    config["model_type"] = "own_model"
+    config["model_type"] = model_type
     config["auto_map"] = {
         "AutoConfig": "own_code.OwnConfig",
         "AutoModelForCausalLM": "own_code.OwnForCausalLM",
     }
     (directory / "config.json").write_text(json.dumps(config))
-    assert "--trust-remote-code" in refusal(directory)
-    loaded = load(worker_config(directory, trust_remote_code=True))
-    assert type(loaded.runner._model).__name__ == "OwnForCausalLM"
+    return directory

@@ -40,9 +40,15 @@ def test_no_model_is_refused() -> None:
     assert "`demo`" in refusal("")
 
 
-@pytest.mark.parametrize("path", ["./nothing", "/nothing", "../nothing", "~/nothing"])
+@pytest.mark.parametrize(
+    "path", ["./nothing", "/nothing", "../nothing", "~/nothing", "~nobody-here/x"]
+)
 def test_a_directory_that_is_not_there_is_refused(path: str) -> None:
     assert refusal(path).startswith(f"--hf-model {path}: there is no such directory; ")
+
+
+def test_a_name_too_long_for_a_path_is_left_to_the_hub() -> None:
+    checked("x" * 5000)
 
 
 def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
