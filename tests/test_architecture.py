@@ -157,8 +157,9 @@ def users_of_shared() -> dict[str, set[str]]:
     `shared.process` is how every process room starts, so each of them uses it.
     """
     users: dict[str, set[str]] = {
-        path.stem: set() for path in python_files("shared") if path.stem != "__init__"
-    }
+        path.stem: set() for path in sorted((ROOT / "shared").glob("*.py"))
+        if path.stem != "__init__"
+    }  # fmt: skip
     users["process"] |= set(PROCESS_ROOMS)
     for room in (*ROOMS, "launcher.py"):
         for path in python_files(room):
@@ -175,10 +176,16 @@ def users_of_shared() -> dict[str, set[str]]:
 
 def test_shared_modules_are_shared() -> None:
     users = users_of_shared()
-    # The launcher is one file and has no folder of its own: its parser lives in the corridor.
-    assert users.pop("flags") == {"launcher.py"}
     lonely = {module: rooms for module, rooms in users.items() if len(rooms) < 2}
     assert not lonely, f"used by one room only, so it belongs there: {lonely}"
+
+
+def test_what_comes_before_supervision_is_the_launchers_alone() -> None:
+    """The launcher is one file and has no folder of its own: this part of the corridor is its."""
+    for path in SERVER_FILES:
+        if path != ROOT / "launcher.py" and path.parent != ROOT / "shared/launching":
+            others = {m for m in imported_modules(path) if m.startswith("shared.launching")}
+            assert not others, f"{name(path)} imports {others}"
 
 
 # ── what may be touched ──────────────────────────────────────────────────────────────────────────
@@ -194,7 +201,7 @@ def test_only_the_launcher_reads_the_environment() -> None:
 
 def test_only_flags_parse_arguments() -> None:
     for path in SERVER_FILES:
-        if path != ROOT / "shared/flags.py":
+        if path != ROOT / "shared/launching/flags.py":
             assert "argparse" not in imported_roots(path), name(path)
 
 

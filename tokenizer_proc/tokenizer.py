@@ -10,10 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from shared.config import TokenizerConfig
-from shared.errors import ErrorCode, RequestError, unloadable
+from shared.errors import ErrorCode, RequestError
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
@@ -26,6 +24,7 @@ from shared.messages import (
     Tokenize,
 )
 from tokenizer_proc.generation import accept
+from tokenizer_proc.loading import load_tokenizer
 from tokenizer_proc.lookup import decoded, encoded
 from tokenizer_proc.prompt import PromptEncoder
 from tokenizer_proc.vocabulary import vocabulary_path
@@ -126,14 +125,6 @@ class Tokenizer:
         return worker.model
 
 
-def load_tokenizer(name: str, path: str) -> Any:
-    """The checkpoint's tokenizer, or FatalError."""
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise unloadable(name, error) from error
-
-
 def publish_vocabulary(tokenizer: Any, path: Path) -> None:
     """Writes the tokenizer whole or not at all, for the detokenizer to read."""
     unfinished = path.with_suffix(f".{os.getpid()}")
@@ -143,7 +134,7 @@ def publish_vocabulary(tokenizer: Any, path: Path) -> None:
 
 def run(config: TokenizerConfig, mailbox: Mailbox) -> None:
     """Loads the tokenizer, says that it is ready, and serves until the launcher says stop."""
-    tokenizer = load_tokenizer(config.model.hf_model, config.model.path)
+    tokenizer = load_tokenizer(config)
     publish_vocabulary(tokenizer, vocabulary_path(config.identity.run_directory))
     mailbox.report_ready()
     Tokenizer(mailbox, PromptEncoder(tokenizer)).run()
