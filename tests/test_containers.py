@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from shared import flags
 from shared.config import BUILT_IN_MODELS, LauncherConfig
+from shared.launching import flags
 from shared.process import ROOM_KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def test_what_nobody_sets_has_the_servers_own_default() -> None:
     environ = {}
     for name, text in service()["environment"].items():
         environ[name] = text.replace(f"${{{name}:-}}", "")
-    assert flags.parse([], environ) == flags.parse([], {})
+    assert flags.read([], environ).config == flags.read([], {}).config
 
 
 # ── docker-compose.yml and its variant for the CPU ───────────────────────────────────────────────
@@ -185,7 +185,7 @@ def test_the_cache_is_a_volume_of_the_user_and_holds_all_that_is_slow_to_get() -
     for name in ("HF_HOME", "CACHE_DIRECTORY", "TRITON_CACHE_DIR"):
         assert Path(places[name]).is_relative_to(volume)
     environ = {"CPU_KERNELS_DIRECTORY": "", **places}  # as docker-compose.yml leaves it
-    assert flags.parse([], environ).worker.cpu_kernels_directory == volume
+    assert flags.read([], environ).config.worker.cpu_kernels_directory == volume
 
 
 def test_the_image_has_the_compiler_that_the_cpu_kernels_ask_for() -> None:
