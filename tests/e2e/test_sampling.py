@@ -93,8 +93,8 @@ def test_penalties_make_an_answer_repeat_itself_less(
     def num_different(completion: ChatCompletion) -> int:
         return len(set(ids_of(demo_server, text(completion))))
 
-    plain = ask(client, "Spell the word: aaaaaaaaaaaa", max_tokens=40, **ENDLESS)
-    other = ask(client, "Spell the word: aaaaaaaaaaaa", max_tokens=40, **{**ENDLESS, **penalty})
+    plain = ask(client, "Hello!", max_tokens=60, **ENDLESS)
+    other = ask(client, "Hello!", max_tokens=60, **{**ENDLESS, **penalty})
     assert num_different(other) > num_different(plain)
 
 
