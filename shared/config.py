@@ -106,6 +106,11 @@ class FrontendConfig:
     )
     max_concurrent: int = _max_concurrent()
     max_n: int = flag(128, "most answers to one prompt; never above --max-concurrent", at_least=1)
+    reasoning_field: str = flag(
+        "both",
+        "where a message holds the model's thoughts; `none`: in the content, as they were written",
+        choices=("both", "reasoning_content", "reasoning", "none"),
+    )
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
     )

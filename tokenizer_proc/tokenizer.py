@@ -25,10 +25,12 @@ from shared.messages import (
     PromptAccepted,
     RequestFailed,
     TextStart,
+    ThoughtMarks,
     Tokenize,
 )
 from shared.sampling import SamplingParams
 from tokenizer_proc.prompt import PromptEncoder, too_long
+from tokenizer_proc.thought_marks import ThoughtFormat, find_thoughts
 from tokenizer_proc.vocabulary import vocabulary_path
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,12 @@ _NOT_TOKENIZED = RequestError(ErrorCode.INTERNAL, "The prompt could not be token
 class Tokenizer:
     """Turns each Tokenize into a PromptAccepted and a Generate, or into a RequestFailed."""
 
-    def __init__(self, mailbox: Mailbox, encoder: PromptEncoder) -> None:
+    def __init__(
+        self, mailbox: Mailbox, encoder: PromptEncoder, thoughts: ThoughtFormat | None = None
+    ) -> None:
         self._mailbox = mailbox
         self._encoder = encoder
+        self._thoughts = thoughts
         self._granted: set[tuple[str, int]] = set()  # frontend lives that hold credit
         self._early_aborts: set[str] = set()  # aborts in the same delivery as their Tokenize
 
@@ -121,6 +126,7 @@ class Tokenizer:
             options=message.text,
             min_tokens=sampling.min_tokens,
             stop_token_ids=sampling.stop_token_ids,
+            thoughts=self._thought_marks(message, prompt),
         )
         return Generate(
             request_id=message.request_id,
@@ -131,6 +137,12 @@ class Tokenizer:
             cache_salt=message.cache_salt,
             text=text,
         )
+
+    def _thought_marks(self, message: Tokenize, prompt: list[int]) -> ThoughtMarks | None:
+        chat = message.prompt.chat
+        if self._thoughts is None or chat is None or not message.text.splits_thoughts:
+            return None
+        return self._thoughts.marks(prompt, chat)
 
     def _worker(self, worker_id: int) -> ModelFacts:
         """What the worker told of its model; raises RequestError where there is none."""
@@ -182,4 +194,4 @@ def run(config: TokenizerConfig, mailbox: Mailbox) -> None:
     tokenizer = load_tokenizer(config.model.hf_model, config.model.path)
     publish_vocabulary(tokenizer, vocabulary_path(config.identity.run_directory))
     mailbox.report_ready()
-    Tokenizer(mailbox, PromptEncoder(tokenizer)).run()
+    Tokenizer(mailbox, PromptEncoder(tokenizer), find_thoughts(tokenizer)).run()
