@@ -106,9 +106,9 @@ class _Content:
     def add(self, text: str, after_thoughts: bool) -> str:
         if self.has_begun:
             return text
-        self.held += text
-        body = self.held.lstrip()
-        if not body:
+        text = self.held + text
+        if not text.strip():
+            self.held = text
             return ""
-        self.has_begun = True
-        return body if after_thoughts else self.held
+        self.held, self.has_begun = "", True
+        return text.lstrip() if after_thoughts else text

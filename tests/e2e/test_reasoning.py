@@ -4,14 +4,13 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletion
 
 pytestmark = pytest.mark.e2e
 QUESTION = "What is 17 + 25?"
 THINKING = {"chat_template_kwargs": {"enable_thinking": True}}
 
 
-def ask(client: openai.OpenAI, *earlier: Any, **options: Any) -> ChatCompletion:
+def ask(client: openai.OpenAI, *earlier: Any, **options: Any) -> Any:
     """A greedy answer of the demo model, which is told to think unless the options say more."""
     return client.chat.completions.create(
         model="demo",
@@ -44,7 +43,6 @@ def test_thoughts_come_apart_from_the_answer(client: openai.OpenAI) -> None:
     assert thoughts == thoughts.strip()
     assert message.content == "17 + 25 = 42"
     assert "think>" not in thoughts + message.content
-    assert completion.usage is not None
     assert 0 < reasoning_tokens(completion) < completion.usage.completion_tokens
 
 
