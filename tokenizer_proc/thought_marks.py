@@ -54,7 +54,7 @@ class _Found(NamedTuple):
 
     fields: Mapping[str, Mapping[str, Any]]
     header: re.Pattern[str]
-    come_first: bool = False
+    opening: str = ""  # the mark of thoughts that come first or not at all
 
 
 class ThoughtFormat:
@@ -67,13 +67,16 @@ class ThoughtFormat:
         self._found = found
         self._backend = backend
 
-    def marks(self, prompt_token_ids: Sequence[int], chat: ChatPrompt) -> ThoughtMarks:
-        """What the detokenizer must know to read the answer to this prompt."""
+    def marks(self, prompt_token_ids: Sequence[int], chat: ChatPrompt) -> ThoughtMarks | None:
+        """What the detokenizer must know to read the answer; None if it can hold no thoughts."""
+        opening = self._found.opening
         if chat.continue_final_message:
-            prefix = str(chat.messages[-1]["content"])
+            prefix = str(chat.messages[-1]["content"]).lstrip()
+            if prefix and not prefix.startswith(opening):
+                return None
         else:
             prefix = self._begun_answer(prompt_token_ids[-_PROMPT_TAIL:])
-        return ThoughtMarks(self.template, prefix, self.special_ids, self._found.come_first)
+        return ThoughtMarks(self.template, prefix, self.special_ids, come_first=opening != "")
 
     def _begun_answer(self, prompt_tail: Sequence[int]) -> str:
         """What the template itself wrote of the answer: thoughts that it opened, or closed."""
@@ -136,9 +139,9 @@ def _guessed(tokenizer: PreTrainedTokenizerFast) -> _Found | None:
 
 def _pair(opening: str, closing: str) -> _Found:
     """Thoughts come first or not at all: an answer may well speak of the marks."""
-    thinking = {"open_pattern": rf"\A\s*{re.escape(opening)}", "close": closing}
+    thinking = {"open_pattern": rf"\A\s{{0,32}}{re.escape(opening)}", "close": closing}
     fields = {"thinking": thinking, "content": {}}
-    return _Found(fields, _before(opening, closing), come_first=True)
+    return _Found(fields, _before(opening, closing), opening=opening)
 
 
 def _before(opening: str, closing: str) -> re.Pattern[str]:

@@ -106,9 +106,9 @@ class _Content:
     def add(self, text: str, after_thoughts: bool) -> str:
         if self.has_begun:
             return text
-        text = self.held + text
         if not text.strip():
-            self.held = text
+            self.held += text
             return ""
+        text = self.held + text
         self.held, self.has_begun = "", True
         return text.lstrip() if after_thoughts else text

@@ -1,13 +1,17 @@
 """Thoughts on the wire: what asks for them, under which names they come, and what they cost."""
 
+import contextlib
+import itertools
 import json
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import orjson
 import pytest
 
-from frontend import responses, translate
+from frontend import delivery, responses, translate
 from frontend.events import Accepted, Event, Finished, TextAdded
 from frontend.responses import Head
 from frontend.served_model import ServedModel
@@ -15,9 +19,10 @@ from frontend.shapes import Answer, ChatShape
 from frontend.stream import AnswerStream
 from frontend.translate import Ask
 from shared.config import FrontendConfig, ModelConfig
-from shared.errors import BadRequest
-from shared.messages import ScoredToken
+from shared.errors import BadRequest, ErrorCode
+from shared.messages import RequestFailed, ScoredToken
 from tests.frontend.conftest import RunningServer
+from tests.frontend.fakes import Piece, make_texts
 
 HEAD = Head("chatcmpl-1", 1700000000, "m")
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
@@ -220,6 +225,44 @@ def test_thoughts_are_told_apart_where_the_detokenizer_was_asked(ready: RunningS
     for given, splits in (({}, True), ({"separate_reasoning": False}, False)):
         assert ready.chat("say a", **given).status_code == 200
         assert ready.mailbox.requests[-1].text.splits_thoughts == splits
+
+
+@contextlib.contextmanager
+def thinking_on(ready: RunningServer, request_id: str) -> Iterator[None]:
+    """Thoughts of this request come all the time."""
+    enough = threading.Event()
+
+    def think() -> None:
+        for seq in itertools.count(1):
+            ready.mailbox.deliver(make_texts(request_id, Piece(0, seq, "", thoughts="m")))
+            if enough.wait(0.01):
+                return
+
+    thread = threading.Thread(target=think)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def test_thoughts_that_are_left_out_do_not_let_the_connection_fall_asleep(
+    ready: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "KEEP_ALIVE_SECONDS", 0.1)
+    body = {
+        "messages": [{"role": "user", "content": "start ~Hm"}],
+        "stream": True,
+        "include_reasoning": False,
+    }
+    with ready.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        request_id = ready.mailbox.requests[-1].request_id
+        lines = response.iter_lines()
+        with thinking_on(ready, request_id):
+            before = list(itertools.takewhile(lambda line: line != ": keep-alive", lines))
+        ready.mailbox.deliver(RequestFailed(request_id, ErrorCode.INTERNAL, "enough", None))
+        assert not any("reasoning" in line for line in [*before, *lines])
 
 
 def test_refused_effort_names_its_field(ready: RunningServer) -> None:

@@ -6,7 +6,7 @@ THINK = ThoughtMarks(
     template={
         "start_anchor_pattern": r"\A",
         "fields": {
-            "thinking": {"open_pattern": r"\A\s*<think>", "close": "</think>"},
+            "thinking": {"open_pattern": r"\A\s{0,32}<think>", "close": "</think>"},
             "content": {},
         },
     },

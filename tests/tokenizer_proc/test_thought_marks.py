@@ -35,8 +35,15 @@ def found_by(stated: Any = None, *marks: str, **more: tuple[str, ...]) -> Though
 def split(found: ThoughtFormat | None, text: str, prompt: str = "") -> tuple[str, str]:
     assert found is not None
     ids = make_byte_tokenizer().backend_tokenizer.encode(prompt).ids
-    parts = ThoughtSplitter(found.marks(ids, CHAT)).add(text, is_last=True)
+    marks = found.marks(ids, CHAT)
+    assert marks is not None
+    parts = ThoughtSplitter(marks).add(text, is_last=True)
     return parts.thoughts, parts.content
+
+
+def going_on(begun: str) -> ChatPrompt:
+    """A conversation whose last message is to be continued."""
+    return ChatPrompt(({"role": "assistant", "content": begun},), {}, False, True)
 
 
 def test_a_model_without_marks_costs_nothing() -> None:
@@ -134,12 +141,30 @@ def test_a_stated_anchor_says_where_the_answer_begins(
     assert split(found_by(STATED), text, prompt) == parts
 
 
-def test_an_answer_that_goes_on_is_read_from_its_own_message() -> None:
+@pytest.mark.parametrize(
+    ("begun", "text", "parts"),
+    [
+        ("<think>\na", "b</think>c", ("b", "c")),
+        ("<think>a</think>b", "<think>c", ("", "<think>c")),
+        (" ", "<think>a</think>b", ("a", "b")),
+    ],
+)
+def test_an_answer_that_goes_on_is_read_from_its_own_message(
+    begun: str, text: str, parts: tuple[str, str]
+) -> None:
     found = found_by(None, "<think>", "</think>")
     assert found is not None
-    chat = ChatPrompt(({"role": "assistant", "content": "<think>\na"},), {}, False, True)
-    parts = ThoughtSplitter(found.marks([], chat)).add("b</think>c", is_last=True)
-    assert (parts.thoughts, parts.content) == ("b", "c")
+    marks = found.marks([], going_on(begun))
+    assert marks is not None
+    read = ThoughtSplitter(marks).add(text, is_last=True)
+    assert (read.thoughts, read.content) == parts
+
+
+@pytest.mark.parametrize("begun", ["Once upon", "["])
+def test_an_answer_that_has_begun_without_thoughts_will_have_none(begun: str) -> None:
+    found = found_by(None, "[THINK]", "[/THINK]")
+    assert found is not None
+    assert found.marks([], going_on(begun)) is None
 
 
 def test_the_built_in_model_is_known_to_think() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from shared.messages import (
     ChatPrompt,
@@ -30,14 +31,21 @@ HARMONY = (
 )
 
 
-def marks_of(*texts: str, special: tuple[str, ...] = (), prefix: str = "") -> ThoughtMarks:
-    """The marks of a model whose template writes these texts."""
-    found = find_thoughts(make_thinking_tokenizer(*texts, special=special))
+def marks_of(tokenizer: PreTrainedTokenizerFast) -> ThoughtMarks:
+    """The marks of a model with this tokenizer."""
+    found = find_thoughts(tokenizer)
     assert found is not None
-    return replace(found.marks([], CHAT), prefix=prefix)
+    marks = found.marks([], CHAT)
+    assert marks is not None
+    return marks
 
 
-HARMONY_MARKS = marks_of("<|channel|>analysis<|message|>", "<|end|>")
+HARMONY_TOKENIZER = make_thinking_tokenizer(
+    "<|channel|>analysis<|message|>",
+    "<|end|>",
+    special=("<|start|>", "<|channel|>", "<|message|>", "<|end|>"),
+)
+HARMONY_MARKS = marks_of(HARMONY_TOKENIZER)
 
 
 def split(marks: ThoughtMarks, pieces: list[str]) -> list[tuple[str, str]]:
@@ -232,17 +240,10 @@ def test_tokens_go_with_the_text_that_they_made() -> None:
 
 
 def test_marks_that_are_special_tokens_are_read_though_they_are_hidden() -> None:
-    names = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
-    text = "<|channel|>analysis<|message|>", "<|end|>"
-    tokenizer = make_thinking_tokenizer(*text, special=names)
-    found = find_thoughts(tokenizer)
-    assert found is not None
-    backend = tokenizer.backend_tokenizer
+    backend = HARMONY_TOKENIZER.backend_tokenizer
     begun = HARMONY.partition("<|start|>assistant<|channel|>final")[0]
     for hides in (True, False):
-        given_answer, pieces = answer(
-            backend, HARMONY, found.marks([], CHAT), skips_special_tokens=hides
-        )
+        given_answer, pieces = answer(backend, HARMONY, HARMONY_MARKS, skips_special_tokens=hides)
         assert said(pieces) == ("one\ntwo", "Hi!", HARMONY)
         assert given_answer.reasoning_tokens == len(backend.encode(begun).ids)
 
