@@ -33,6 +33,7 @@ from gpu_worker.sizing import (
     lengths_without_effect,
     num_blocks_of,
     probe_plan,
+    scoring,
     size_cache,
     wanted_context,
 )
@@ -132,7 +133,7 @@ def _forward_bytes(
     num_rows, num_tokens = config.continuous_batching_batch_size, config.max_num_batched_tokens
     plan = probe_plan(num_rows, num_tokens, context)
     small = runner(num_blocks_of(plan), num_tokens)
-    num_bytes = activation_bytes(small.execute, plan, model.device)
+    num_bytes = activation_bytes(small.execute, (plan, scoring(plan)), model.device)
     unbind(model)  # the small cache is free memory as soon as nobody holds it
     return num_bytes
 

@@ -30,6 +30,7 @@ from shared.messages import (
     RequestStarted,
     SequenceEnded,
     StepsAcknowledged,
+    TokenLogprobs,
     TokensSampled,
 )
 
@@ -153,7 +154,7 @@ class Worker:
             choices=tuple(output.sequence.choice for output in tokens),
             seqs=tuple(output.sequence.num_output_tokens - 1 for output in tokens),
             token_ids=tuple(output.token_id for output in tokens),
-            logprobs=(),
+            logprobs=_logprobs(tokens),
             ended=(*self._ended, *ended),
         )
         self._ended = []
@@ -164,7 +165,20 @@ class Worker:
         for sequence in (output.sequence for output in outputs):
             message = self._unheard.pop(sequence.request_id, None)
             if message is not None:
-                yield RequestStarted(message.text, message.num_choices, sequence.num_cached, ())
+                yield RequestStarted(
+                    message.text,
+                    message.num_choices,
+                    sequence.num_cached,
+                    tuple(TokenLogprobs(*score) for score in sequence.take_prompt_scores()),
+                )
+
+
+def _logprobs(tokens: list[SampledToken]) -> tuple[TokenLogprobs | None, ...]:
+    """The column of logprobs; empty where nobody asks for any."""
+    scores = [token.score for token in tokens]
+    if not any(scores):
+        return ()
+    return tuple(None if score is None else TokenLogprobs(*score) for score in scores)
 
 
 def _ended(sequence: Sequence) -> SequenceEnded:
