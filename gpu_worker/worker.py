@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
+from gpu_worker.facts import sampling_defaults
 from gpu_worker.intake import IntakeLimits, to_sequences
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loading import LoadedModel, load
@@ -206,8 +207,13 @@ def run(config: WorkerConfig, mailbox: Mailbox) -> None:
             ),
             microsleep_seconds=config.continuous_batching_microsleep,
         )
-        mailbox.report_ready(ModelFacts(loaded.max_model_len, {}, {}))
+        mailbox.report_ready(_facts(loaded, config))
         worker.run()
+
+
+def _facts(loaded: LoadedModel, config: WorkerConfig) -> ModelFacts:
+    defaults = sampling_defaults(config.model.path, use_checkpoint=True, override={})
+    return ModelFacts(loaded.max_model_len, defaults, loaded.details)
 
 
 def _scheduler(loaded: LoadedModel, config: WorkerConfig) -> Scheduler:

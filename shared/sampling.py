@@ -8,6 +8,7 @@ GREEDY_BELOW = 1e-5
 NUM_SEEDS = 2**63
 
 # What the frontend lets in and the worker relies on.
+MAX_TEMPERATURE = 2.0  # (OpenAI)
 MAX_PENALTY = 2.0  # of frequency and presence, both ways (OpenAI)
 MIN_REPETITION_PENALTY = 0.01  # logits are divided by it and must stay finite
 MAX_REPETITION_PENALTY = 10.0

@@ -30,7 +30,7 @@ class CausalLM:
         angles: SequenceAngles | None = None,
     ) -> None:
         self._model = model
-        self._backend = backend
+        self.backend = backend
         self._angles = angles or SequenceAngles(model)
         bind(model, backend)
         self._rows = Rows(num_rows)
@@ -77,17 +77,17 @@ class CausalLM:
     def _logits(self, batch: Batch) -> torch.Tensor:
         if self._graphs is None or not self._graphs.covers(batch):
             return self._forward(batch)
-        self._backend.begin(batch)
+        self.backend.begin(batch)
         return self._graphs.run(batch)
 
     def _forward(self, batch: Batch) -> torch.Tensor:
-        self._backend.begin(batch)
+        self.backend.begin(batch)
         self._angles.begin(batch)
         logits: torch.Tensor = self._model(
             input_ids=batch.token_ids,
             position_ids=batch.positions,
             use_cache=False,
             logits_to_keep=0 if batch.is_decode else batch.kept,  # 0: all
-            backend=self._backend,
+            backend=self.backend,
         ).logits
         return logits[0]
