@@ -62,6 +62,7 @@ class FormulaRunner:
         self.num_written = 0  # tokens whose keys and values were computed
         self.tables: dict[int, list[int]] = {}
         self._num_seen: dict[int, int] = {}
+        self._asking: set[int] = set()  # rows whose sampled tokens are told with logprobs
         self._block_size = block_size
         self._num_rows = max_sequences
         self._slots: list[int | None] = [None] * ((num_blocks + 1) * block_size)
@@ -79,11 +80,17 @@ class FormulaRunner:
         for chunk in plan.chunks:
             self._write(chunk)
         self._check_order(plan)
-        sampled = [chunk for chunk in plan.chunks if chunk.samples]
+        rows = [chunk.row for chunk in plan.chunks if chunk.samples]
         return StepResult(
-            tuple(formula(self._context(chunk.row)) for chunk in sampled),
+            tuple(formula(self._context(row)) for row in rows),
+            scores=tuple(self._score(row) for row in rows) if self._asking else (),
             prompt_scores=tuple(score for chunk in plan.chunks for score in self._scores(chunk)),
         )
+
+    def _score(self, row: int) -> TokenScore | None:
+        """The score of the row's next token, where it is asked for."""
+        context = self._context(row)
+        return formula_score([*context, formula(context)]) if row in self._asking else None
 
     def _scores(self, chunk: Chunk) -> Iterator[TokenScore | None]:
         """The scores of a chunk's targets; a position outside the chunk has no logits."""
@@ -95,6 +102,9 @@ class FormulaRunner:
     def _begin(self, admission: Admission) -> None:
         assert 0 <= admission.row < self._num_rows
         num_cached = len(admission.cached_blocks) * self._block_size
+        self._asking.discard(admission.row)
+        if admission.sampling.num_logprobs is not None:
+            self._asking.add(admission.row)
         self.tables[admission.row] = list(admission.cached_blocks)
         self._num_seen[admission.row] = num_cached
         assert num_cached < len(admission.token_ids), "nothing is left to compute"

@@ -161,11 +161,11 @@ def test_the_probe_is_a_full_step_that_a_small_cache_can_run(rows: int, budget: 
     batch = prepare(plan, tables, CPU)
     assert len(batch.slots.unique()) == plan.num_tokens  # nobody shares a place
     assert int(batch.slots.max()) // BLOCK_SIZE == num_blocks_of(plan)
-    assert len(batch.sampled) == rows
+    assert len(batch.kept) == rows
 
 
 def test_nothing_is_reserved_on_the_cpu() -> None:
-    assert activation_bytes(lambda _: None, probe_plan(1, 1, LONGEST), CPU) == 0
+    assert activation_bytes(lambda _: None, [probe_plan(1, 1, LONGEST)], CPU) == 0
 
 
 def test_no_row_of_the_probe_is_longer_than_the_context() -> None:
