@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler import prefix
-from scheduler.plan import TokenScore
+from scheduler.plan import NO_TOKEN, StepResult, TokenScore
 from scheduler.sequence import Sequence, State
 from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY
@@ -312,3 +312,13 @@ def test_scores_are_handed_over_once_and_only_when_complete() -> None:
     halfway = scored_request((5, 6, 7))
     halfway.score([score])
     assert halfway.take_prompt_scores() == ()
+
+
+def test_a_score_that_is_no_number_fails_its_sequence() -> None:
+    simulation = Simulation()
+    sequence = scored_request((5, 6, 7))
+    simulation.add(sequence)
+    plan = simulation.scheduler.schedule()
+    result = StepResult((9,), prompt_scores=(TokenScore(-1.0, (), ()), None))
+    (output,) = simulation.apply(plan, result)
+    assert (sequence.state, output.token_id) == (State.FAILED, NO_TOKEN)
