@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import NamedTuple
 
 import torch
 
@@ -41,8 +42,7 @@ class Scores:
             yield TokenScore(logprob, tuple(map(int, ids)), tuple(logprobs)) if is_number else None
 
 
-@dataclass(frozen=True)
-class Computed:
+class Computed(NamedTuple):
     """What one forward pass gave, on the device."""
 
     token_ids: torch.Tensor  # [N] int64
