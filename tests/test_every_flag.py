@@ -219,8 +219,6 @@ PENDING = {
     "default_completion_max_tokens": "7",
     "accept_any_model": "true",
     "public_metrics": "true",
-    "generation_config": "none",
-    "override_generation_config": '{"top_k": 7}',
 }
 
 FIELDS = {field.name: field for field in flags.flag_fields()}
