@@ -15,6 +15,7 @@ from shared.messages import (
     AddressBook,
     CreditGranted,
     Message,
+    ModelFacts,
     Peer,
     PromptAccepted,
     RequestFailed,
@@ -26,6 +27,7 @@ from shared.messages import (
 )
 
 MAX_MODEL_LEN = 512
+FACTS = ModelFacts(MAX_MODEL_LEN, {}, {})
 PROMPT_TOKENS = 9
 CACHED_TOKENS = 4
 
@@ -40,7 +42,7 @@ def make_book(epochs: dict[str, int] | None = None, *, ready: bool = True) -> Ad
                 epoch,
                 f"ipc://{room}.{epoch}",
                 ready,
-                MAX_MODEL_LEN if "worker" in room else 0,
+                FACTS if ready and "worker" in room else None,
             )
             for room, epoch in rooms.items()
             if epoch
@@ -68,8 +70,10 @@ def make_texts(request_id: str, *pieces: Piece, epoch: int = 1) -> TextProduced:
         seqs=tuple(piece.seq for piece in pieces),
         texts=tuple(piece.text for piece in pieces),
         completion_tokens=tuple(piece.seq + 1 for piece in pieces),
+        scored=(),
+        prompts=(),
         ended=tuple(
-            TextEnded(request_id, piece.choice, piece.finish, CACHED_TOKENS)
+            TextEnded(request_id, piece.choice, piece.finish, None, CACHED_TOKENS)
             for piece in pieces
             if piece.finish is not None
         ),
@@ -156,7 +160,7 @@ class PipeMailbox(Mailbox):
     def ready_rooms(self, kind: str) -> list[Peer]:
         return [p for p in self.peers.values() if p.is_ready and p.room.startswith(f"{kind}-")]
 
-    def report_ready(self, max_model_len: int = 0) -> None:
+    def report_ready(self, model: ModelFacts | None = None) -> None:
         self.is_ready.set()
 
     def close(self) -> None:
@@ -193,7 +197,7 @@ class ScriptedMailbox(PipeMailbox):
         return is_sent
 
     def _play(self, request: Tokenize) -> None:
-        verb, _, argument = str(request.messages[-1]["content"]).partition(" ")
+        verb, _, argument = _script(request).partition(" ")
         if verb == "hang":
             return
         if verb == "refuse":
@@ -201,7 +205,7 @@ class ScriptedMailbox(PipeMailbox):
             code = ErrorCode.CONTEXT_LENGTH
             self.deliver(RequestFailed(request.request_id, code, sentence, "messages"))
             return
-        self.deliver(PromptAccepted(request.request_id, PROMPT_TOKENS))
+        self.deliver(PromptAccepted(request.request_id, PROMPT_TOKENS, _script(request)))
         answers = argument.split("/") if "/" in argument else [argument] * request.num_choices
         self._play_text(request.request_id, answers, finish="stop" if verb == "say" else None)
         if verb == "break":
@@ -217,3 +221,12 @@ class ScriptedMailbox(PipeMailbox):
                 if seq < len(texts)
             ]
             self.deliver(make_texts(request_id, *pieces))
+
+
+def _script(request: Tokenize) -> str:
+    """The last message's content, or the text to complete."""
+    prompt = request.prompt
+    if prompt.text is not None:
+        return prompt.text.text
+    assert prompt.chat is not None
+    return str(prompt.chat.messages[-1]["content"])

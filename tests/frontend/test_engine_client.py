@@ -7,26 +7,39 @@ from collections.abc import Iterator
 import pytest
 
 from frontend.engine_client import EngineClient
-from frontend.events import Event, Failed, Finished, TextAdded
+from frontend.events import Accepted, Event, Failed, Finished, TextAdded
 from frontend.generation import Generation
 from frontend.health import Health, Problem
 from frontend.metrics import Metrics
-from frontend.translate import Prompt
+from frontend.submission import Submission
 from shared.errors import ErrorCode, RequestError, WireError
 from shared.messages import (
     Abort,
+    ChatPrompt,
     CreditGranted,
     Message,
+    Prompt,
     PromptAccepted,
     RequestFailed,
     StepsAcknowledged,
     Stop,
+    TextOptions,
     Tokenize,
 )
 from shared.sampling import SamplingParams
 from tests.frontend.fakes import CACHED_TOKENS, PipeMailbox, make_book, make_report, make_text
 
-PROMPT = Prompt(({"role": "user", "content": "x"},), {}, None, (), SamplingParams(seed=1), 1, "")
+WANTED = Submission(
+    id_prefix="chatcmpl",
+    prompts=(Prompt(chat=ChatPrompt(({"role": "user", "content": "x"},), {})),),
+    max_tokens=None,
+    is_strict=False,
+    echo=False,
+    text=TextOptions(),
+    sampling=SamplingParams(seed=1),
+    num_choices=1,
+    cache_salt="",
+)
 
 
 class Bench:
@@ -56,7 +69,7 @@ class Bench:
         self.arrive(CreditGranted(room, epoch, count))
 
     def submit(self, num_choices: int = 1) -> Generation:
-        return self.engine.submit(dataclasses.replace(PROMPT, num_choices=num_choices))
+        return self.engine.submit(dataclasses.replace(WANTED, num_choices=num_choices))
 
     def tokenised(self, room: str = "tokenizer-0") -> list[str]:
         return [m.request_id for m in self.mailbox.sent_to(room) if isinstance(m, Tokenize)]
@@ -78,7 +91,7 @@ def bench() -> Iterator[Bench]:
 
 def test_one_request_from_end_to_end(bench: Bench) -> None:
     async def consume(generation: Generation) -> list[Event]:
-        assert await generation.accepted() == 9
+        assert await generation.accepted() == [Accepted(9)]
         return await generation.next_events()
 
     with bench.submit() as generation:
@@ -87,7 +100,7 @@ def test_one_request_from_end_to_end(bench: Bench) -> None:
         assert isinstance(command, Tokenize)
         assert (command.request_id, command.frontend_id, command.worker_id) == (request_id, 0, 0)
         bench.now = 1.0
-        bench.arrive(PromptAccepted(request_id, 9), make_text(request_id, 0, "a"))
+        bench.arrive(PromptAccepted(request_id, 9, None), make_text(request_id, 0, "a"))
         bench.now = 1.5
         bench.arrive(make_text(request_id, 1, "b", finish="stop"))
         events = asyncio.run(consume(generation))
@@ -161,7 +174,7 @@ def test_every_answer_needs_a_place_and_a_request_gets_all_or_none(bench: Bench)
         assert bench.engine.readiness_problem() is None, "one more answer would fit"
         bench.submit(1)
         assert status(bench.engine.readiness_problem()) == "full"
-        bench.arrive(PromptAccepted(generation.request_id, 9))
+        bench.arrive(PromptAccepted(generation.request_id, 9, None))
         bench.arrive(make_text(generation.request_id, 0, "a", choice=2, finish="stop"))
         assert refusal(bench) is ErrorCode.QUEUE_FULL
     assert bench.value("vllm:admission_rejections_total", reason="queue_full") == 2
@@ -171,7 +184,7 @@ def test_every_answer_needs_a_place_and_a_request_gets_all_or_none(bench: Bench)
 
 
 def test_the_tokenizer_hears_of_answers_and_salt(bench: Bench) -> None:
-    bench.engine.submit(dataclasses.replace(PROMPT, num_choices=3, cache_salt="pepper"))
+    bench.engine.submit(dataclasses.replace(WANTED, num_choices=3, cache_salt="pepper"))
     (command,) = bench.mailbox.sent_to("tokenizer-0")
     assert isinstance(command, Tokenize)
     assert (command.num_choices, command.cache_salt) == (3, "pepper")
@@ -180,7 +193,7 @@ def test_the_tokenizer_hears_of_answers_and_salt(bench: Bench) -> None:
 def test_one_failed_answer_fails_all_of_the_request_once(bench: Bench) -> None:
     with bench.submit(2) as generation:
         request_id = generation.request_id
-        bench.arrive(PromptAccepted(request_id, 9), make_text(request_id, 0, "a", choice=1))
+        bench.arrive(PromptAccepted(request_id, 9, None), make_text(request_id, 0, "a", choice=1))
         bench.arrive(RequestFailed(request_id, ErrorCode.INTERNAL, "no numbers", None))
         bench.arrive(RequestFailed(request_id, ErrorCode.INTERNAL, "again", None))
         assert failure(generation) is ErrorCode.INTERNAL
@@ -220,7 +233,7 @@ def test_a_death_fails_what_it_owned(bench: Bench, room: str) -> None:
 
 def test_a_tokenizer_that_dies_after_acceptance_harms_nobody(bench: Bench) -> None:
     with bench.submit() as generation:
-        bench.arrive(PromptAccepted(generation.request_id, 9), make_book({"tokenizer-0": 2}))
+        bench.arrive(PromptAccepted(generation.request_id, 9, None), make_book({"tokenizer-0": 2}))
         bench.arrive(make_text(generation.request_id, 0, "a", finish="stop"))
         assert bench.mailbox.aborted() == []
 
@@ -258,7 +271,7 @@ def test_leaving_aborts_where_it_runs(bench: Bench) -> None:
     assert bench.mailbox.aborted("tokenizer-0") == [tokenising.request_id]
     assert bench.mailbox.aborted("worker-0") == [tokenising.request_id]
     with bench.submit() as running:
-        bench.arrive(PromptAccepted(running.request_id, 9))
+        bench.arrive(PromptAccepted(running.request_id, 9, None))
     assert bench.mailbox.aborted("tokenizer-0") == [tokenising.request_id]
     assert bench.mailbox.aborted("worker-0") == [tokenising.request_id, running.request_id]
     assert bench.value("vllm:request_success_total", finished_reason="abort") == 2

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded
 from frontend.ledger import LEGAL_TRANSITIONS, Abandoned, Entry, Ledger, Life, State
 from shared.errors import ErrorCode, RequestError
-from shared.messages import TextProduced
+from shared.messages import PromptAccepted, TextProduced
 from tests.frontend.fakes import CACHED_TOKENS, Piece, make_text, make_texts
 
 WORKER, TOKENIZER, DETOKENIZER = (
@@ -40,7 +40,7 @@ def open_entry(
 def running(ledger: Ledger, request_id: str = "r", num_choices: int = 1) -> list[Event]:
     events = open_entry(ledger, request_id, num_choices=num_choices)
     ledger.start_tokenising(request_id, TOKENIZER)
-    ledger.accept(request_id, 3)
+    ledger.accept(PromptAccepted(request_id, 3, None))
     return events
 
 
@@ -60,7 +60,7 @@ def test_text_that_overtakes_the_acceptance_waits_for_it() -> None:
     ledger.add_text(make_text("r", 0, "a"))
     ledger.add_text(make_text("r", 1, "b", finish="stop"))
     assert events == []
-    ledger.accept("r", 3)
+    ledger.accept(PromptAccepted("r", 3, None))
     assert events == [Accepted(3), TextAdded(0, "a", 1), TextAdded(0, "b", 2, "stop"), DONE]
 
 
@@ -88,7 +88,7 @@ def test_text_of_several_answers_that_overtakes_the_acceptance_keeps_its_order()
     ledger.start_tokenising("r", TOKENIZER)
     ledger.add_text(make_texts("r", Piece(1, 0, "x", "stop"), Piece(0, 0, "a")))
     ledger.add_text(make_text("r", 1, "b", finish="stop"))
-    ledger.accept("r", 3)
+    ledger.accept(PromptAccepted("r", 3, None))
     assert events[1:] == [
         TextAdded(1, "x", 1, "stop"),
         TextAdded(0, "a", 1),
@@ -200,7 +200,7 @@ def test_impossible_orders_are_refused() -> None:
     events = open_entry(ledger)
     with pytest.raises(RuntimeError, match="open already"):
         open_entry(ledger)
-    ledger.accept("r", 3)  # nobody was asked to tokenise it
+    ledger.accept(PromptAccepted("r", 3, None))  # nobody was asked to tokenise it
     assert isinstance(events[-1], Failed)
 
 
@@ -245,7 +245,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(request_id=requests)
     def accept(self, request_id: str) -> None:
-        self.ledger.accept(request_id, 3)
+        self.ledger.accept(PromptAccepted(request_id, 3, None))
 
     @rule(
         request_id=requests,

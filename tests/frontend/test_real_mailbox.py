@@ -90,7 +90,7 @@ def test_one_request_and_the_end(rooms: Rooms) -> None:
     )
     asking.start()
     request_id = next_message(tokenizer, Tokenize).request_id
-    tokenizer.send("frontend-0", PromptAccepted(request_id, 3))
+    tokenizer.send("frontend-0", PromptAccepted(request_id, 3, None))
     tokenizer.send("frontend-0", make_text(request_id, 0, "Hello", finish="stop"))
     asking.join(5)
     assert answers[0].json()["choices"][0]["message"]["content"] == "Hello"

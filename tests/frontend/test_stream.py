@@ -6,7 +6,8 @@ import pytest
 from frontend import responses
 from frontend.events import Accepted, Event, Failed, Finished, TextAdded
 from frontend.responses import Head
-from frontend.stream import ChatStream
+from frontend.shapes import Answer, ChatShape
+from frontend.stream import AnswerStream
 from shared.errors import FAILURES, ErrorCode, RequestError
 
 HEAD = Head("chatcmpl-1", 1700000000, "m")
@@ -23,14 +24,25 @@ COST = (
 
 
 def choice(delta: bytes, reason: bytes = b"null", usage: bytes = b"", index: int = 0) -> bytes:
+    stop_reason = b"" if reason == b"null" else b',"stop_reason":null'
     return (
         PREFIX + b'{"index":%d,"delta":' % index + delta + b',"logprobs":null,"finish_reason":'
-        + reason + b"}]" + usage + b"}\n\n"
+        + reason + stop_reason + b"}]" + usage + b"}\n\n"
     )  # fmt: skip
 
 
-def make_stream(*, num_choices: int = 1, include_usage: bool = False) -> ChatStream:
-    return ChatStream(HEAD, 9, num_choices=num_choices, include_usage=include_usage)
+def make_stream(*, num_choices: int = 1, include_usage: bool = False) -> AnswerStream:
+    shape = ChatShape(num_choices, has_logprobs=False)
+    return AnswerStream(HEAD, shape, [Accepted(9)], include_usage=include_usage)
+
+
+def whole(pieces: list[TextAdded], finished: Finished) -> bytes:
+    """The body of a chat whose answers came in these pieces."""
+    answers = [Answer() for _ in range(1 + max(piece.choice for piece in pieces))]
+    for piece in pieces:
+        answers[piece.choice].add(piece)
+    shape = ChatShape(len(answers), has_logprobs=False)
+    return responses.whole(HEAD, shape, [Accepted(9)], answers, finished)
 
 
 def test_chunks() -> None:
@@ -103,12 +115,12 @@ def test_only_answers_have_chunks() -> None:
 
 def test_whole_answer() -> None:
     pieces = [TextAdded(0, "Hel", 1), TextAdded(0, "", 2), TextAdded(0, "lo", 3, "stop")]
-    body = responses.chat_completion(HEAD, 9, pieces, Finished(3, 4))
+    body = whole(pieces, Finished(3, 4))
     assert body == (
         b'{"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"m",'
         b'"system_fingerprint":"' + FINGERPRINT + b'","choices":[{"index":0,'
         b'"message":{"role":"assistant","content":"Hello","refusal":null},"logprobs":null,'
-        b'"finish_reason":"stop"}],"usage":' + COST + b"}"
+        b'"finish_reason":"stop","stop_reason":null}],"usage":' + COST + b"}"
     )
 
 
@@ -117,7 +129,7 @@ def test_whole_answers_stand_in_the_order_of_their_choices() -> None:
         TextAdded(2, "", 1, "stop"), TextAdded(1, "x", 1), TextAdded(0, "a", 1),
         TextAdded(1, "y", 2, "length"), TextAdded(0, "b", 2, "stop"),
     ]  # fmt: skip
-    body = orjson.loads(responses.chat_completion(HEAD, 9, pieces, Finished(5, 4)))
+    body = orjson.loads(whole(pieces, Finished(5, 4)))
     found = [(c["index"], c["message"]["content"], c["finish_reason"]) for c in body["choices"]]
     assert found == [(0, "ab", "stop"), (1, "xy", "length"), (2, "", "stop")]
     assert body["usage"]["prompt_tokens"] == 9, "the prompt counts once"

@@ -7,24 +7,32 @@ from typing import Any
 import pytest
 
 from frontend import translate
-from frontend.fields import NEUTRAL_VALUES, OBEYED, WITHOUT_EFFECT
+from frontend.fields import CHAT, COMPLETION, DETOKENIZE, TOKENIZE, Fields
 from frontend.schemas import MAX_PARTS, MAX_TOOL_CALLS
 from frontend.served_model import ServedModel
 from shared import wire
 from shared.config import FrontendConfig, ModelConfig
 from shared.errors import FAILURES, BadRequest, ErrorCode, RequestError
-from shared.messages import Tokenize
+from shared.messages import ChatPrompt, TextOptions, Tokenize
 from shared.sampling import SamplingParams
 
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
+RULES = translate.Rules(MODEL, max_choices=8, sampling_defaults={})
 HELLO = [{"role": "user", "content": "hello"}]
 PART = {"type": "text", "text": "x"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
 
 
-def chat(body: Any = None, /, **values: Any) -> translate.Chat:
+def chat(body: Any = None, /, **values: Any) -> translate.Ask:
     given = {"messages": HELLO, **values} if body is None else body
-    return translate.chat(json.dumps(given).encode(), MODEL, max_choices=8, random_seed=5)
+    return translate.chat(json.dumps(given).encode(), RULES, random_seed=5)
+
+
+def conversation(ask: translate.Ask) -> ChatPrompt:
+    """What the template is given."""
+    (prompt,) = ask.submission.prompts
+    assert prompt.chat is not None
+    return prompt.chat
 
 
 def nested(depth: int) -> str:
@@ -33,52 +41,34 @@ def nested(depth: int) -> str:
 
 def test_defaults() -> None:
     found = chat()
-    assert found.prompt.messages == ({"role": "user", "content": "hello"},)
-    sampling = found.prompt.sampling
-    assert sampling == SamplingParams(seed=5)
-    assert (found.prompt.max_tokens, found.prompt.stop) == (None, ())
-    assert (found.stream, found.include_usage, found.ignored_fields) == (False, False, "")
-
-
-@pytest.mark.parametrize(
-    ("given", "field", "value"),
-    [
-        ({"max_tokens": 5}, "max_tokens", 5),
-        ({"max_tokens": 5, "max_completion_tokens": 7}, "max_tokens", 7),
-        ({"max_tokens": 2**63}, "max_tokens", 2**31 - 1),
-        ({"stop": "x"}, "stop", ("x",)),
-        ({"stop": ["x", "y" * 256]}, "stop", ("x", "y" * 256)),
-        ({"stop": []}, "stop", ()),
-        (
-            {"chat_template_kwargs": {"enable_thinking": False}},
-            "template_kwargs",
-            {"enable_thinking": False},
-        ),
-    ],
-)
-def test_obeyed(given: dict[str, Any], field: str, value: Any) -> None:
-    assert getattr(chat(**given).prompt, field) == value
+    assert conversation(found) == ChatPrompt(({"role": "user", "content": "hello"},), {})
+    assert found.submission.sampling == SamplingParams(seed=5)
+    assert found.submission.max_tokens is None
+    assert found.submission.text == TextOptions()
+    assert found.framing == translate.Framing()
 
 
 def test_every_optional_field_may_be_null() -> None:
-    names = (OBEYED | NEUTRAL_VALUES.keys() | WITHOUT_EFFECT) - {"messages"}
+    names = CHAT.known - {"messages"}
     assert chat(**dict.fromkeys(names)) == chat()
 
 
 def test_neutral_values_and_fields_without_effect_pass_in_silence() -> None:
-    neutral = {name: values[0] for name, values in NEUTRAL_VALUES.items() if values}
-    assert chat(**neutral, **dict.fromkeys(WITHOUT_EFFECT, "x")) == chat()
+    neutral = {name: values[0] for name, values in CHAT.neutral_values.items() if values}
+    assert chat(**neutral, **dict.fromkeys(CHAT.without_effect, "x")) == chat()
 
 
-def test_lists_do_not_overlap() -> None:
-    assert not OBEYED & WITHOUT_EFFECT
-    assert not (OBEYED | WITHOUT_EFFECT) & NEUTRAL_VALUES.keys()
+@pytest.mark.parametrize("known", [CHAT, COMPLETION, TOKENIZE, DETOKENIZE])
+def test_lists_do_not_overlap(known: Fields) -> None:
+    obeyed = set(known.shape.__struct_fields__)
+    assert not obeyed & known.without_effect
+    assert not (obeyed | known.without_effect) & known.neutral_values.keys()
 
 
 def test_unknown_fields_are_named_safely() -> None:
-    assert chat(foo=1, bar=None).ignored_fields == "foo"
+    assert chat(foo=1, bar=None).framing.ignored_fields == "foo"
     evil = {f"a\r\nX-Evil: {i}" + "z" * 100: 1 for i in range(40)}
-    ignored = chat(**evil).ignored_fields
+    ignored = chat(**evil).framing.ignored_fields
     assert "\r" not in ignored
     assert len(ignored) < 16 * 67
     assert ignored.isascii()
@@ -124,14 +114,14 @@ MESSAGES = [
 
 @pytest.mark.parametrize(("given", "rendered"), MESSAGES)
 def test_messages(given: dict[str, Any], rendered: dict[str, Any]) -> None:
-    assert chat(messages=[given]).prompt.messages == (rendered,)
+    assert conversation(chat(messages=[given])).messages == (rendered,)
 
 
 @pytest.mark.parametrize("arguments", ["", "not json", "[1]", '"x"', '{"a": 1e999}'])
 def test_arguments_that_are_no_object_stay_text(arguments: str) -> None:
     call = {"function": {"name": "f", "arguments": arguments}}
-    found = chat(messages=[{"role": "assistant", "tool_calls": [call]}]).prompt.messages
-    assert found[0]["tool_calls"][0]["function"]["arguments"] == arguments
+    found = conversation(chat(messages=[{"role": "assistant", "tool_calls": [call]}]))
+    assert found.messages[0]["tool_calls"][0]["function"]["arguments"] == arguments
 
 
 def assistant(**call: Any) -> list[dict[str, Any]]:
@@ -222,8 +212,12 @@ BAD_VALUES = [
     ("n", 0, ErrorCode.INVALID_VALUE),
     ("n", 9, ErrorCode.INVALID_VALUE),
     ("n", True, ErrorCode.INVALID_TYPE),
-    ("logprobs", True, ErrorCode.UNSUPPORTED_PARAMETER),
-    ("top_logprobs", 21, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("logprobs", 5, ErrorCode.INVALID_TYPE),
+    ("top_logprobs", 21, ErrorCode.INVALID_VALUE),
+    ("top_logprobs", 2, ErrorCode.INVALID_VALUE),
+    ("truncate", 0, ErrorCode.INVALID_VALUE),
+    ("truncate_prompt_tokens", -2, ErrorCode.INVALID_VALUE),
+    ("continue_final_message", True, ErrorCode.INVALID_VALUE),
     ("response_format", {"type": "sound"}, ErrorCode.UNSUPPORTED_PARAMETER),
     ("response_format", {"type": "json_object"}, ErrorCode.UNSUPPORTED_PARAMETER),
     ("tools", [{"type": "function"}], ErrorCode.UNSUPPORTED_PARAMETER),
@@ -270,7 +264,7 @@ def test_bad_values(name: str, value: Any, code: ErrorCode) -> None:
 )
 def test_what_is_not_json(body: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
-        translate.chat(body, MODEL, max_choices=8, random_seed=5)
+        translate.chat(body, RULES, random_seed=5)
     assert caught.value.code in {ErrorCode.INVALID_JSON, ErrorCode.INVALID_TYPE}
     assert len(caught.value.message) < 350
 
@@ -290,9 +284,8 @@ def test_model_names(name: str) -> None:
 
 def test_as_many_parts_and_calls_as_are_allowed() -> None:
     parts, calls = [PART] * MAX_PARTS, [CALL] * MAX_TOOL_CALLS
-    (message,) = chat(
-        messages=[{"role": "assistant", "content": parts, "tool_calls": calls}]
-    ).prompt.messages
+    given = [{"role": "assistant", "content": parts, "tool_calls": calls}]
+    (message,) = conversation(chat(messages=given)).messages
     assert (len(message["content"]), len(message["tool_calls"])) == (MAX_PARTS, MAX_TOOL_CALLS)
 
 
@@ -334,7 +327,7 @@ def test_unknown_model() -> None:
 
 def test_stream_options() -> None:
     found = chat(stream=True, stream_options={"include_usage": True, "include_obfuscation": False})
-    assert (found.stream, found.include_usage) == (True, True)
+    assert (found.framing.stream, found.framing.include_usage) == (True, True)
     with pytest.raises(BadRequest) as caught:
         chat(stream=True, stream_options={"continuous_usage_stats": True})
     assert caught.value.param == "stream_options.continuous_usage_stats"
@@ -342,11 +335,24 @@ def test_stream_options() -> None:
 
 def test_whatever_is_accepted_crosses_the_wire() -> None:
     call = {**CALL, "function": {"name": "f", "arguments": nested(31)}}
-    prompt = chat(
+    wanted = chat(
         messages=[{"role": "assistant", "tool_calls": [call]}],
         max_tokens=2**64 - 1,
         seed=-(2**63),
         chat_template_kwargs={"big": 2**64 - 1, "float": 1e308, "none": None, "text": "é\u2028"},
-    ).prompt
-    command = Tokenize("r", 0, 0, **prompt.__dict__)
+    ).submission
+    (prompt,) = wanted.prompts
+    command = Tokenize(
+        request_id="r",
+        frontend_id=0,
+        worker_id=0,
+        prompt=prompt,
+        max_tokens=wanted.max_tokens,
+        is_strict=wanted.is_strict,
+        echo=wanted.echo,
+        text=wanted.text,
+        sampling=wanted.sampling,
+        num_choices=wanted.num_choices,
+        cache_salt=wanted.cache_salt,
+    )
     assert wire.decode(wire.encode(command)) == command

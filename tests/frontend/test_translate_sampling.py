@@ -11,11 +11,12 @@ from shared.config import FrontendConfig, ModelConfig
 from shared.errors import FAILURES, BadRequest, ErrorCode
 
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
+RULES = translate.Rules(MODEL, max_choices=8, sampling_defaults={})
 
 
-def chat(**values: Any) -> translate.Chat:
+def chat(**values: Any) -> translate.Ask:
     body = json.dumps({"messages": [{"role": "user", "content": "hello"}], **values}).encode()
-    return translate.chat(body, MODEL, max_choices=8, random_seed=5)
+    return translate.chat(body, RULES, random_seed=5)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def chat(**values: Any) -> translate.Chat:
     ],
 )
 def test_sampling(given: dict[str, Any], field: str, value: Any) -> None:
-    assert getattr(chat(**given).prompt.sampling, field) == value
+    assert getattr(chat(**given).submission.sampling, field) == value
 
 
 def test_min_tokens_is_within_max_tokens() -> None:
@@ -66,8 +67,8 @@ def test_a_bad_stop_token_is_named_by_its_place(token: Any) -> None:
 
 def test_as_many_biased_and_stop_tokens_as_are_allowed() -> None:
     found = chat(logit_bias={str(n): 1 for n in range(1024)}, stop_token_ids=list(range(128)))
-    assert len(found.prompt.sampling.logit_bias) == 1024
-    assert len(found.prompt.sampling.stop_token_ids) == 128
+    assert len(found.submission.sampling.logit_bias) == 1024
+    assert len(found.submission.sampling.stop_token_ids) == 128
 
 
 BAD_VALUES = [
