@@ -24,7 +24,7 @@ _ENDPOINTS = [
 ]
 
 
-@get("/")
+@get(["/", "/v1"], public=True)
 async def show_front_door(request: ApiRequest) -> Response[bytes]:
     """HTML when the caller asks for it, else JSON."""
     if "text/html" in request.headers.get("accept", ""):

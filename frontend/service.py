@@ -10,23 +10,35 @@ from frontend.engine_client import EngineClient
 from frontend.metrics import Metrics
 from frontend.served_model import ServedModel
 from frontend.translate import Rules
+from shared.config import FrontendConfig
 
-ApiRequest = Request[Any, Any, State]
+ApiRequest = Request[Any, str, State]  # its `auth` is the id of the caller's key, or ""
 
 
 @dataclass(frozen=True)
 class Service:
     """Everything that a handler may use."""
 
+    config: FrontendConfig
     engine: EngineClient
     metrics: Metrics
     model: ServedModel
-    max_choices: int  # most answers to one request
+
+    @property
+    def max_choices(self) -> int:
+        """The most answers to one request."""
+        return min(self.config.max_n, self.config.max_concurrent)
 
     def rules(self) -> Rules:
         """What requests are translated by, now."""
         facts = self.engine.model()
-        return Rules(self.model, self.max_choices, facts.sampling_defaults if facts else {})
+        return Rules(
+            self.model,
+            self.max_choices,
+            facts.sampling_defaults if facts else {},
+            completion_max_tokens=self.config.default_completion_max_tokens,
+            strict_max_tokens=self.config.strict_max_tokens,
+        )
 
 
 def service_of(request: ApiRequest) -> Service:

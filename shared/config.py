@@ -23,11 +23,12 @@ def flag(
     choices: tuple[str, ...] = (),
     at_least: float = -math.inf,
     at_most: float = math.inf,
+    is_secret: bool = False,
 ) -> Any:
     """A dataclass field that is also `--its-name` and the environment variable `ITS_NAME`.
 
     `env` replaces the variable's name; the first name that is set wins. `aliases` are further
-    options, such as `--old-name`, that mean the same.
+    options, such as `--old-name`, that mean the same. The value of a secret one is never shown.
     """
     metadata = {
         "help": text,
@@ -35,8 +36,14 @@ def flag(
         "aliases": aliases,
         "choices": choices,
         "range": (at_least, at_most),
+        "is_secret": is_secret,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a list that a flag takes, such as `a, b`."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def is_local_path(hf_model: str) -> bool:
@@ -91,7 +98,9 @@ class ModelConfig:
 
 
 def _max_concurrent() -> Any:
-    return flag(100, "most answers under way at a time; beyond it: 429", at_least=1)
+    return flag(
+        100, "most answers under way at a time; others wait for a place (--max-queue)", at_least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -101,11 +110,38 @@ class FrontendConfig:
     identity: Identity = NOBODY
     socket_fd: int = -1  # the listening socket, held by the launcher
     model: ModelConfig = ModelConfig()
-    served_model_name: str = flag(
-        "", "the model's name in the API; default: as in --hf-model, of a path its last part"
+    api_key: str = flag(
+        "",
+        "what callers must send as `Authorization: Bearer`; several are separated by commas; "
+        "better set by the variable, as others can read a command line",
+        is_secret=True,
     )
+    served_model_name: str = flag(
+        "",
+        "the model's id in the API, further names after commas; default: as in --hf-model, of a "
+        "path its last part",
+    )
+    accept_any_model: bool = flag(False, "answer whatever model a request names; else 404")
+    cors_origins: str = flag(
+        "", "web pages' origins that may call from a browser, separated by commas; `*`: all"
+    )
+    public_metrics: bool = flag(False, "serve /metrics without the API key")
     max_concurrent: int = _max_concurrent()
+    max_queue: int = flag(
+        100,
+        "most answers that wait for a place beyond --max-concurrent; 0: none; beyond it: 429",
+        at_least=0,
+    )
+    queue_timeout: float = flag(
+        30.0, "most seconds a request waits for a place; beyond it: 503", at_least=0.001
+    )
     max_n: int = flag(128, "most answers to one prompt; never above --max-concurrent", at_least=1)
+    strict_max_tokens: bool = flag(
+        False, "refuse a max_tokens above what the context leaves; else it is lowered"
+    )
+    default_completion_max_tokens: int = flag(
+        16, "max_tokens of a /v1/completions request that names none", at_least=1
+    )
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
     )
@@ -119,10 +155,22 @@ class FrontendConfig:
     def model_name(self) -> str:
         """The model's id in the API: of a path only the last part, a Hub id whole."""
         hf_model = self.model.hf_model
-        if self.served_model_name or not hf_model.startswith(("/", ".", "~")):
-            return self.served_model_name or hf_model
+        if names := listed(self.served_model_name):
+            return names[0]
+        if not hf_model.startswith(("/", ".", "~")):
+            return hf_model
         path = Path(hf_model)
         return path.name if path.name.strip(".") else path.resolve().name  # `.` and `..`
+
+    @property
+    def model_aliases(self) -> tuple[str, ...]:
+        """Further names that mean the same model."""
+        return listed(self.served_model_name)[1:]
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys of which a caller must send one; none: everybody may call."""
+        return listed(self.api_key)
 
 
 @dataclass(frozen=True)
