@@ -48,7 +48,7 @@ def build_app(service: Service) -> ASGIApp:
         openapi_config=None,
         logging_config=None,
     )
-    keyed = with_keys(_with_head(litestar), Keys(config.api_keys), _public_paths(config))
+    keyed = with_keys(_with_head(litestar), Keys.of(config), _public_paths(config))
     return _with_request_id(with_cors(keyed, listed(config.cors_origins)))
 
 
