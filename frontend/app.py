@@ -9,10 +9,11 @@ from litestar.datastructures import Headers, MutableScopeHeaders, State
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from frontend import page, probes, routes
+from frontend import page, probes, reference, routes
 from frontend.cors import with_cors
 from frontend.errors_over_http import EXCEPTION_HANDLERS
 from frontend.keys import Keys, with_keys
+from frontend.openapi import document
 from frontend.service import Service
 from shared.config import FrontendConfig, listed
 
@@ -33,6 +34,8 @@ _HANDLERS: list[HTTPRouteHandler] = [
     probes.show_version,
     probes.show_server_info,
     probes.show_metrics,
+    reference.show_openapi,
+    reference.show_docs,
     page.show_front_door,
 ]
 
@@ -40,21 +43,23 @@ _HANDLERS: list[HTTPRouteHandler] = [
 def build_app(service: Service) -> ASGIApp:
     """Returns the whole application as one ASGI callable."""
     config = service.config
+    keys, public_paths = Keys.of(config), _public_paths(config)
     litestar = Litestar(
         route_handlers=_HANDLERS,
         exception_handlers=EXCEPTION_HANDLERS,
         request_max_body_size=MAX_BODY_BYTES,
-        state=State({"service": service}),
+        state=State({"service": service, "openapi": document(_HANDLERS, public_paths)}),
         openapi_config=None,
         logging_config=None,
     )
-    keyed = with_keys(_with_head(litestar), Keys.of(config), _public_paths(config))
+    keyed = with_keys(_with_head(litestar), keys, public_paths)
     return _with_request_id(with_cors(keyed, listed(config.cors_origins)))
 
 
 def _public_paths(config: FrontendConfig) -> frozenset[str]:
-    """What needs no key."""
-    public = [handler for handler in _HANDLERS if handler.opt.get("public")]
+    """What needs no key: everything, where there is none."""
+    is_open = not config.api_keys
+    public = [handler for handler in _HANDLERS if is_open or handler.opt.get("public")]
     if config.public_metrics:
         public.append(probes.show_metrics)
     return frozenset(path for handler in public for path in handler.paths)

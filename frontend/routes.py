@@ -16,14 +16,26 @@ from frontend.service import ApiRequest, service_of
 from frontend.translate import Ask, Rules
 from shared.errors import ErrorCode, RequestError
 
+_WHOLE_OR_STREAM = ("application/json", "text/event-stream")
 
-@post(["/v1/chat/completions", "/chat/completions"], status_code=200, body=fields.CHAT)
+
+@post(
+    ["/v1/chat/completions", "/chat/completions"],
+    status_code=200,
+    body=fields.CHAT,
+    answers=_WHOLE_OR_STREAM,
+)
 async def create_chat_completion(request: ApiRequest) -> ASGIApp:
     """Answers a conversation, whole or as a stream."""
     return await _delivery(request, translate.chat)
 
 
-@post(["/v1/completions", "/completions"], status_code=200, body=fields.COMPLETION)
+@post(
+    ["/v1/completions", "/completions"],
+    status_code=200,
+    body=fields.COMPLETION,
+    answers=_WHOLE_OR_STREAM,
+)
 async def create_completion(request: ApiRequest) -> ASGIApp:
     """Continues one or several texts, whole or as a stream."""
     return await _delivery(request, translate.completion)
