@@ -72,8 +72,8 @@ def test_one_request_and_the_end(rooms: Rooms) -> None:
     wait_until(lambda: any(isinstance(m, RoomReady) for m in launcher.receive(0.0)), 10)
 
     peers = [
-        Peer("frontend-0", 1, identity.address, True, 0),
-        Peer("tokenizer-0", 1, tokenizer.identity.address, True, 0),
+        Peer("frontend-0", 1, identity.address, True, None),
+        Peer("tokenizer-0", 1, tokenizer.identity.address, True, None),
     ]
     others = [dataclasses.replace(peers[1], room=room) for room in ("worker-0", "detokenizer-0")]
     book = AddressBook((*peers, *others))
