@@ -13,6 +13,7 @@ from frontend import page, probes, reference, routes
 from frontend.cors import with_cors
 from frontend.errors_over_http import EXCEPTION_HANDLERS
 from frontend.keys import Keys, with_keys
+from frontend.lingering import with_lingering
 from frontend.openapi import document
 from frontend.service import Service
 from shared.config import FrontendConfig, listed
@@ -53,7 +54,7 @@ def build_app(service: Service) -> ASGIApp:
         logging_config=None,
     )
     keyed = with_keys(_with_head(litestar), keys, public_paths)
-    return _with_request_id(with_cors(keyed, listed(config.cors_origins)))
+    return with_lingering(_with_request_id(with_cors(keyed, listed(config.cors_origins))))
 
 
 def _public_paths(config: FrontendConfig) -> frozenset[str]:

@@ -13,7 +13,6 @@ from shared.errors import FatalError
 from shared.messages import Tokenize
 from tests.frontend.conftest import RunningServer, serving
 from tests.frontend.test_chat_over_http import user
-from tests.frontend.test_connection import ask
 
 KEY, OTHER = "sk-first", "sk-second"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -91,14 +90,6 @@ def test_the_official_client(keyed: RunningServer) -> None:
     with pytest.raises(openai.AuthenticationError) as caught:
         client.with_options(api_key="wrong").models.list()
     assert caught.value.code == "invalid_api_key"
-
-
-def test_a_body_is_not_waited_for(keyed: RunningServer) -> None:
-    head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-        b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
-    )
-    assert ask(keyed, head).startswith(b"HTTP/1.1 401 ")
 
 
 def test_callers_with_different_keys_share_no_cached_prompt(keyed: RunningServer) -> None:
