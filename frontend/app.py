@@ -16,7 +16,8 @@ from frontend.keys import Keys, with_keys
 from frontend.lingering import with_lingering
 from frontend.openapi import document
 from frontend.service import Service
-from shared.config import FrontendConfig, listed
+from shared.config import FrontendConfig
+from shared.flag import listed
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -44,7 +45,7 @@ _HANDLERS: list[HTTPRouteHandler] = [
 def build_app(service: Service) -> ASGIApp:
     """Returns the whole application as one ASGI callable."""
     config = service.config
-    keys, public_paths = Keys.of(config), _public_paths(config)
+    keys, public_paths = Keys(config.api_keys), _public_paths(config)
     litestar = Litestar(
         route_handlers=_HANDLERS,
         exception_handlers=EXCEPTION_HANDLERS,

@@ -7,14 +7,13 @@ looked at before the path is known to exist and before a body is read.
 import hashlib
 import hmac
 from collections.abc import Collection, Iterable, Iterator
-from typing import Self, cast
+from typing import cast
 
 from litestar.types import ASGIApp, Receive, Scope, Send
 from litestar.utils import normalize_path
 
 from frontend.errors_over_http import send_error
-from shared.config import FrontendConfig
-from shared.errors import EXIT_CONFIGURATION, ErrorCode, FatalError, RequestError
+from shared.errors import ErrorCode, RequestError
 
 _ID_CHARACTERS = 16  # of a hexadecimal digest: enough to keep callers apart, no use as a key
 
@@ -26,13 +25,6 @@ class Keys:
 
     def __init__(self, keys: Collection[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
-
-    @classmethod
-    def of(cls, config: FrontendConfig) -> Self:
-        """The keys of `--api-key`; a value without any is fatal, for it was meant to protect."""
-        if config.api_key and not config.api_keys:
-            raise FatalError("--api-key: there is no key in its value", EXIT_CONFIGURATION)
-        return cls(config.api_keys)
 
     def __bool__(self) -> bool:
         return bool(self._digests)

@@ -27,17 +27,18 @@ class Service:
     @property
     def max_choices(self) -> int:
         """The most answers to one request."""
-        return min(self.config.max_n, self.config.max_concurrent)
+        config = self.config
+        return min(config.max_n, config.max_concurrent)
 
     def rules(self) -> Rules:
         """What requests are translated by, now."""
-        facts = self.engine.model()
+        config, facts = self.config, self.engine.model()
         return Rules(
             self.model,
             self.max_choices,
             facts.sampling_defaults if facts else {},
-            completion_max_tokens=self.config.default_completion_max_tokens,
-            strict_max_tokens=self.config.strict_max_tokens,
+            completion_max_tokens=config.default_completion_max_tokens,
+            strict_max_tokens=config.strict_max_tokens,
         )
 
 

@@ -1,49 +1,18 @@
 """The configuration of every room: small frozen dataclasses, parsed once by the launcher.
 
-A field made by `flag` is a command-line flag and an environment variable (see `shared/flags.py`).
-A field without it is filled in by the launcher when it starts the room.
+A field made by `flag` is a command-line flag and an environment variable, which
+`shared/launching/flags.py` reads. A field without it is filled in by the launcher when it starts
+the room.
 """
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.flag import flag, listed
+
 DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "demo"
 BUILT_IN_MODELS = {"demo": DEMO_DIRECTORY / "chat"}
-
-
-def flag(
-    default: Any,
-    text: str,
-    *,
-    env: tuple[str, ...] = (),
-    aliases: tuple[str, ...] = (),
-    choices: tuple[str, ...] = (),
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-    is_secret: bool = False,
-) -> Any:
-    """A dataclass field that is also `--its-name` and the environment variable `ITS_NAME`.
-
-    `env` replaces the variable's name; the first name that is set wins. `aliases` are further
-    options, such as `--old-name`, that mean the same. The value of a secret one is never shown.
-    """
-    metadata = {
-        "help": text,
-        "env": env,
-        "aliases": aliases,
-        "choices": choices,
-        "range": (at_least, at_most),
-        "is_secret": is_secret,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """The parts of a list that a flag takes, such as `a, b`."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def is_local_path(hf_model: str) -> bool:
@@ -81,11 +50,15 @@ class ModelConfig:
     hf_model: str = flag(
         "mesolitica/malaysian-llama2-7b-32k-instructions",
         "Hugging Face id or local directory; `demo` is the built-in chat model",
+        is_basic=True,
     )
     max_model_len: int = flag(
         0,
         "longest prompt plus answer, in tokens; 0: what the model and the memory allow",
         at_least=0,
+    )
+    trust_remote_code: bool = flag(
+        False, "run Python code that comes with the checkpoint, where transformers has no class"
     )
 
     @property
@@ -99,7 +72,10 @@ class ModelConfig:
 
 def _max_concurrent() -> Any:
     return flag(
-        100, "most answers under way at a time; others wait for a place (--max-queue)", at_least=1
+        100,
+        "most answers under way at a time; others wait for a place (--max-queue)",
+        at_least=1,
+        is_basic=True,
     )
 
 
@@ -114,16 +90,20 @@ class FrontendConfig:
         "",
         "what callers must send as `Authorization: Bearer`; several are separated by commas; "
         "better set by the variable, as others can read a command line",
+        unset="everybody may call",
+        is_basic=True,
         is_secret=True,
     )
     served_model_name: str = flag(
         "",
-        "the model's id in the API, further names after commas; default: as in --hf-model, of a "
-        "path its last part",
+        "the model's id in the API; further names after commas are aliases",
+        unset="as in --hf-model, of a path its last part",
     )
     accept_any_model: bool = flag(False, "answer whatever model a request names; else 404")
     cors_origins: str = flag(
-        "", "web pages' origins that may call from a browser, separated by commas; `*`: all"
+        "",
+        "web pages' origins that may call from a browser, separated by commas; `*`: all",
+        unset="none",
     )
     public_metrics: bool = flag(False, "serve /metrics without the API key")
     max_concurrent: int = _max_concurrent()
@@ -179,6 +159,22 @@ class TokenizerConfig:
 
     identity: Identity = NOBODY
     model: ModelConfig = ModelConfig()
+    tokenizer_type: str = flag(
+        "",
+        "transformers class of the tokenizer, such as AutoTokenizer",
+        unset="by the checkpoint",
+    )
+    processor_type: str = flag(
+        "",
+        "transformers class that prepares the input; of a text model its tokenizer's",
+        unset="by the checkpoint",
+    )
+    tokenizer_use_fast: bool = flag(
+        True, "transformers 5 has only fast tokenizers: false changes nothing"
+    )
+    chat_template: str = flag(
+        "", "Jinja file used in place of the checkpoint's chat template", unset="the checkpoint's"
+    )
 
 
 @dataclass(frozen=True)
@@ -195,13 +191,58 @@ class WorkerConfig:
     identity: Identity = NOBODY
     model: ModelConfig = ModelConfig()
     max_concurrent: int = _max_concurrent()
+    model_type: str = flag(
+        "",
+        "transformers class of the model, such as AutoModelForCausalLM",
+        unset="by the checkpoint",
+    )
+    architecture_type: str = flag(
+        "",
+        "what the checkpoint must be; only decoders are served yet",
+        choices=("decoder", "encoder-decoder"),
+        unset="by the checkpoint",
+    )
+    serving_type: str = flag(
+        "",
+        "what the checkpoint must be for; only chat is served yet",
+        choices=("chat", "whisper"),
+        unset="by the checkpoint",
+    )
+    allow_pickle_weights: bool = flag(
+        False,
+        "load pytorch_model.bin where there are no safetensors, by torch.load(weights_only=True)",
+    )
     torch_dtype: str = flag(
         "",
-        "weights and KV cache; default: bfloat16, on a CPU without bf16 matrix units float32",
+        "weights and KV cache; `auto`: the device's fastest",
         choices=("auto", "float32", "float16", "bfloat16"),
+        unset="bfloat16, on a CPU without bf16 matrix units float32",
+        is_basic=True,
     )
     accelerator_type: str = flag(
-        "", "default: cuda if there is a GPU, else cpu", choices=("cuda", "cpu")
+        "",
+        "device of the model",
+        choices=("cuda", "cpu"),
+        unset="cuda if there is a GPU, else cpu",
+        is_basic=True,
+    )
+    generation_config: str = flag(
+        "auto",
+        "`auto`: the checkpoint's generation config gives the sampling that a request leaves out",
+        choices=("auto", "none"),
+    )
+    override_generation_config: str = flag(
+        "",
+        "JSON object of sampling for what a request leaves out: temperature, top_p, top_k, min_p, "
+        "repetition_penalty",
+        unset="nothing",
+    )
+    hqq: bool = flag(False, "int4 weights; not built yet: refused")
+    torch_compile: bool = flag(False, "compile the forward pass; not built yet: refused")
+    torch_compile_mode: str = flag(
+        "reduce-overhead",
+        "mode of --torch-compile",
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     )
     continuous_batching_batch_size: int = flag(20, "most sequences in one step", at_least=1)
     continuous_batching_microsleep: float = flag(
@@ -237,8 +278,9 @@ class WorkerConfig:
     )
     cpu_kernels_directory: str = flag(
         "",
-        "where compiled CPU kernels are kept; default: ~/.cache/transformers-openai-api",
+        "where compiled CPU kernels are kept",
         env=("CPU_KERNELS_DIRECTORY", "CACHE_DIRECTORY"),
+        unset="~/.cache/transformers-openai-api",
     )
     cpu_threads: int = flag(
         0,
@@ -256,7 +298,9 @@ class WorkerConfig:
         200, "steps that --torch-profiling records; bounds its memory", at_least=1
     )
     torch_profiling_directory: str = flag(
-        "", "where the Chrome trace goes; default: the system's directory for temporary files"
+        "",
+        "where the Chrome trace goes",
+        unset="the system's directory for temporary files",
     )
 
 
@@ -264,13 +308,25 @@ class WorkerConfig:
 class LauncherConfig:
     """Launcher"""
 
-    host: str = flag("0.0.0.0", "bind address", env=("HOST", "HOSTNAME"))  # noqa: S104 — as the original
-    port: int = flag(7088, "bind port; 0: any free port", at_least=0, at_most=65535)
-    loglevel: str = flag("INFO", "log level", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    host: str = flag("0.0.0.0", "bind address", env=("HOST", "HOSTNAME"), is_basic=True)  # noqa: S104 — as the original
+    port: int = flag(7088, "bind port; 0: any free port", at_least=0, at_most=65535, is_basic=True)
+    loglevel: str = flag(
+        "INFO", "log level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), is_basic=True
+    )
+    log_format: str = flag("text", "lines for people or for machines", choices=("text", "json"))
+    config: str = flag(
+        "",
+        "YAML or JSON file of flags by their names, with - or _",
+        env=("CONFIG_FILE",),
+        unset="no file",
+        is_basic=True,
+    )
+    print_config: bool = flag(False, "print every flag, its value and where it is from, and exit")
     run_directory: str = flag(
         "",
-        "directory for sockets, private to the user; default: under $XDG_RUNTIME_DIR or /tmp",
+        "directory for sockets, private to the user",
         env=("RUN_DIRECTORY", "RUNTIME_DIRECTORY"),
+        unset="under $XDG_RUNTIME_DIR or /tmp",
     )
     tokenizer_processes: int = flag(1, "tokenizer processes", at_least=1)
 

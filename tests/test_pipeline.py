@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from frontend.admission import Limits
 from frontend.engine_client import EngineClient
 from frontend.events import Aborted, Event, Failed, Finished, TextAdded
 from frontend.generation import Generation
 from frontend.health import Health
 from frontend.metrics import Metrics
-from frontend.translate import Prompt
+from frontend.submission import Submission
 from gpu_worker.intake import IntakeLimits
 from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.worker import Worker
@@ -27,7 +28,9 @@ from shared.messages import (
     CreditGranted,
     Generate,
     Message,
+    Prompt,
     PromptAccepted,
+    TextOptions,
     TextStart,
     Tokenize,
 )
@@ -117,14 +120,14 @@ class Pipeline:
         inbox.pipeline = self
         inbox.when_waiting = self._end_when_all_have_come
         self.metrics = Metrics("m")
-        self.engine = EngineClient(
-            frontend,
-            self.metrics,
-            Health(60.0),
-            max_concurrent=MAX_CONCURRENT,
+        limits = Limits(
+            MAX_CONCURRENT,
+            max_queue=0,
+            queue_timeout_seconds=30.0,
             request_timeout_seconds=600.0,
-            clock=lambda: 0.0,
         )
+        health = Health(60.0)
+        self.engine = EngineClient(frontend, self.metrics, health, limits, clock=lambda: 0.0)
         self.detokenizer = Detokenizer(detokenizer, VOCABULARY)
         scheduler = make_scheduler(prefix_caching=True, **SIZES)
         runner = IsolatingRunner(SeededFormula())
@@ -163,20 +166,19 @@ class Pipeline:
         self.engine.receive()
 
     def _arrive(self, visit: Visit) -> None:
-        content = " ".join(map(str, visit.prompt))
-        sampling = SamplingParams(seed=visit.seed)
+        wanted = Submission(
+            id_prefix="cmpl",
+            prompts=(Prompt(token_ids=visit.prompt),),
+            max_tokens=visit.max_tokens,
+            is_strict=False,
+            echo=False,
+            text=TextOptions(visit.stop),
+            sampling=SamplingParams(seed=visit.seed),
+            num_choices=visit.num_choices,
+            cache_salt=visit.cache_salt,
+        )
         try:
-            self.generations[visit] = self.engine.submit(
-                Prompt(
-                    ({"content": content},),
-                    {},
-                    visit.max_tokens,
-                    visit.stop,
-                    sampling,
-                    visit.num_choices,
-                    visit.cache_salt,
-                )
-            )
+            self.generations[visit] = self.engine.submit(wanted)
         except RequestError as error:
             self.refused[visit] = error.code
 
@@ -184,7 +186,7 @@ class Pipeline:
         for message in self.tokenizer.receive():
             if not isinstance(message, Tokenize):
                 continue
-            prompt = tuple(map(int, message.messages[0]["content"].split()))
+            prompt = message.prompt.token_ids or ()
             generate = Generate(
                 request_id=message.request_id,
                 prompt_token_ids=prompt,
@@ -192,9 +194,10 @@ class Pipeline:
                 sampling=message.sampling,
                 num_choices=message.num_choices,
                 cache_salt=message.cache_salt,
-                text=TextStart(message.request_id, 0, prompt[-2:], message.stop),
+                text=TextStart(message.request_id, 0, prompt[-2:], message.text),
             )
-            self.tokenizer.send("frontend-0", PromptAccepted(message.request_id, len(prompt)))
+            accepted = PromptAccepted(message.request_id, len(prompt), None)
+            self.tokenizer.send("frontend-0", accepted)
             self.tokenizer.send("worker-0", generate)
 
     def _end_when_all_have_come(self, _: float | None) -> None:

@@ -17,18 +17,25 @@ from shared.errors import ErrorCode, WireError
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
+    PromptScored,
     RequestFailed,
     RequestStarted,
+    ScoredToken,
     SequenceEnded,
     StepsAcknowledged,
     TextEnded,
     TextProduced,
+    TextStart,
+    TokenLogprobs,
     TokensSampled,
 )
-from tokenizer_proc.answer import Answer
+from tokenizer_proc.answer import Answer, Piece
+from tokenizer_proc.token_texts import TokenTexts, score_prompt
 from tokenizer_proc.vocabulary import vocabulary_path
 
 logger = logging.getLogger(__name__)
+
+_LOST = "A part of the answer was lost."
 
 
 class AnswerKey(NamedTuple):
@@ -46,21 +53,27 @@ class Outgoing:
     seqs: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     completion_tokens: list[int] = field(default_factory=list)
+    scored: list[tuple[ScoredToken, ...]] = field(default_factory=list)
+    prompts: list[PromptScored] = field(default_factory=list)
     ended: list[TextEnded] = field(default_factory=list)
     failed: list[RequestFailed] = field(default_factory=list)
 
-    def add(self, key: AnswerKey, seq: int, text: str, answer: Answer) -> None:
+    def add(self, key: AnswerKey, seq: int, piece: Piece, answer: Answer) -> None:
         """Appends one answer's row, and its end if this was the last."""
         self.keys.append(key)
         self.seqs.append(seq)
-        self.texts.append(text)
+        self.texts.append(piece.text)
         self.completion_tokens.append(answer.num_tokens)
+        self.scored.append(piece.tokens)
         if answer.finish_reason is not None:
-            self.ended.append(
-                TextEnded(
-                    key.request_id, key.choice, answer.finish_reason, None, answer.cached_tokens
-                )
+            end = TextEnded(
+                key.request_id,
+                key.choice,
+                answer.finish_reason,
+                answer.stop_reason,
+                answer.cached_tokens,
             )
+            self.ended.append(end)
 
     def messages(self, step: TokensSampled) -> Iterator[TextProduced | RequestFailed]:
         """The text in one message; nothing follows the failure of its request."""
@@ -77,8 +90,8 @@ class Outgoing:
             seqs=tuple(self.seqs),
             texts=tuple(self.texts),
             completion_tokens=tuple(self.completion_tokens),
-            scored=(),
-            prompts=(),
+            scored=tuple(self.scored) if any(self.scored) else (),
+            prompts=tuple(self.prompts),
             ended=tuple(self.ended),
         )
 
@@ -89,6 +102,7 @@ class Detokenizer:
     def __init__(self, mailbox: Mailbox, vocabulary: Vocabulary) -> None:
         self._mailbox = mailbox
         self._vocabulary = vocabulary
+        self._texts = TokenTexts(vocabulary)
         self._answers: dict[AnswerKey, Answer] = {}
         self._outbox: defaultdict[int, Outgoing] = defaultdict(Outgoing)  # by frontend, of one step
 
@@ -118,22 +132,23 @@ class Detokenizer:
     def _handle(self, step: TokensSampled) -> None:
         """One step's tokens, then the ends that came without one."""
         for started in step.started:
-            self._start(started)
+            self._start(started, step.worker_id)
         ends = {AnswerKey(end.request_id, end.choice): end for end in step.ended}
-        columns = zip(step.request_ids, step.choices, step.seqs, step.token_ids, strict=True)
-        for request_id, choice, seq, token_id in columns:
+        told = step.logprobs or (None,) * len(step.token_ids)
+        columns = zip(step.request_ids, step.choices, step.seqs, step.token_ids, told, strict=True)
+        for request_id, choice, seq, token_id, logprobs in columns:
             key = AnswerKey(request_id, choice)
             end = ends.pop(key, None)
             answer = self._answers.get(key)
             if answer is None:
                 continue  # it ended here at a stop string; the worker will hear of it
             try:
-                text = _next_text(answer, seq, token_id, end)
+                piece = _next_piece(answer, seq, token_id, logprobs, end)
             except Exception:  # one answer's text must not end the process
                 logger.exception("request %s has no text for its token %d", request_id, seq)
-                self._fail(key, "A part of the answer was lost.", step.worker_id)
+                self._fail(key, _LOST, step.worker_id)
                 continue
-            self._outbox[answer.frontend_id].add(key, seq, text, answer)
+            self._outbox[answer.frontend_id].add(key, seq, piece, answer)
             self._forget_if_ended(key, answer, end, step.worker_id)
         for key, end in ends.items():
             self._end_without_token(key, end, step.worker_id)
@@ -145,10 +160,26 @@ class Detokenizer:
                 self._mailbox.send(f"frontend-{frontend_id}", message)
         self._outbox.clear()
 
-    def _start(self, started: RequestStarted) -> None:
+    def _start(self, started: RequestStarted, worker_id: int) -> None:
+        start = started.text
         for choice in range(started.num_choices):
-            key = AnswerKey(started.text.request_id, choice)
-            self._answers[key] = Answer(started.text, self._vocabulary, started.cached_tokens)
+            key = AnswerKey(start.request_id, choice)
+            cached = started.cached_tokens
+            self._answers[key] = Answer(start, self._vocabulary, self._texts, cached)
+        if start.scored_token_ids:
+            self._score_prompt(start, started.prompt_logprobs, worker_id)
+
+    def _score_prompt(
+        self, start: TextStart, told: tuple[TokenLogprobs, ...], worker_id: int
+    ) -> None:
+        try:
+            tokens = score_prompt(start, told, self._vocabulary, self._texts)
+        except Exception:  # as for the text of an answer
+            logger.exception("request %s has no text for its prompt", start.request_id)
+            self._fail(AnswerKey(start.request_id, 0), _LOST, worker_id)
+            return
+        scored = PromptScored(start.request_id, tokens)
+        self._outbox[start.frontend_id].prompts.append(scored)
 
     def _forget_if_ended(
         self, key: AnswerKey, answer: Answer, end: SequenceEnded | None, worker_id: int
@@ -177,10 +208,12 @@ class Detokenizer:
             del self._answers[other]
 
 
-def _next_text(answer: Answer, seq: int, token_id: int, end: SequenceEnded | None) -> str:
+def _next_piece(
+    answer: Answer, seq: int, token_id: int, told: TokenLogprobs | None, end: SequenceEnded | None
+) -> Piece:
     if seq != answer.num_tokens:
         raise WireError(f"token {answer.num_tokens} of the answer was lost on the way")
-    return answer.add(token_id, end)
+    return answer.add(token_id, told, end)
 
 
 def run(config: DetokenizerConfig, mailbox: Mailbox) -> None:

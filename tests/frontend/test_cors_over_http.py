@@ -5,8 +5,6 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from frontend.cors import with_cors
-from shared.errors import FatalError
 from tests.frontend.conftest import RunningServer, serving
 from tests.frontend.test_chat_over_http import user
 
@@ -97,12 +95,3 @@ def test_without_the_flag_no_page_is_answered(ready: RunningServer) -> None:
         ready.http.get("/v1/models", headers={"Origin": PAGE}),
     ):
         assert not [name for name in response.headers if name.startswith("access-control-")]
-
-
-@pytest.mark.parametrize("origin", ["example.com", "https://example.com/", "null", "https://a b"])
-def test_what_is_no_origin_is_refused_at_the_start(origin: str) -> None:
-    async def app(*_: object) -> None:
-        raise AssertionError("never called")
-
-    with pytest.raises(FatalError, match="--cors-origins"):
-        with_cors(app, [origin])

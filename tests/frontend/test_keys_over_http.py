@@ -7,9 +7,6 @@ import httpx
 import openai
 import pytest
 
-from frontend.keys import Keys
-from shared.config import FrontendConfig
-from shared.errors import FatalError
 from shared.messages import Tokenize
 from tests.frontend.conftest import RunningServer, serving
 from tests.frontend.test_chat_over_http import user
@@ -130,9 +127,3 @@ def test_the_page_asks_for_a_key(keyed: RunningServer) -> None:
     assert page.status_code == 200
     assert "401" in page.text
     assert "Authorization" in page.text
-
-
-def test_a_flag_that_holds_no_key_does_not_open_the_server() -> None:
-    with pytest.raises(FatalError, match="--api-key"):
-        Keys.of(FrontendConfig(api_key=" , "))
-    assert not Keys.of(FrontendConfig())

@@ -13,13 +13,15 @@ from shared.messages import (
     SequenceEnded,
     StepsAcknowledged,
     TextEnded,
+    TextOptions,
     TextProduced,
     TextStart,
+    TokenLogprobs,
     TokensSampled,
 )
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.vocabularies import END, make_byte_tokenizer
-from tokenizer_proc.answer import Answer
+from tokenizer_proc.answer import Answer, Piece
 from tokenizer_proc.detokenizer import Detokenizer
 
 VOCABULARY = make_byte_tokenizer().backend_tokenizer
@@ -57,7 +59,7 @@ class Bench:
         choices = tuple(int(choice or 0) for _, _, choice in names)
         self.mailbox.sent.clear()
         self.mailbox.deliver(
-            TokensSampled(0, 3, self._step, starts, requests, choices, seqs, ids, ends)
+            TokensSampled(0, 3, self._step, starts, requests, choices, seqs, ids, (), ends)
         )
         self.detokenizer.serve_once(timeout_seconds=0.0)
         return self.mailbox.of_type(TextProduced)
@@ -80,8 +82,8 @@ def start(
     min_tokens: int = 0,
 ) -> RequestStarted:
     """The first word about a request."""
-    text = TextStart(request_id, frontend_id, (), stop, min_tokens)
-    return RequestStarted(text, num_choices, cached_tokens)
+    text = TextStart(request_id, frontend_id, (), TextOptions(stop), min_tokens)
+    return RequestStarted(text, num_choices, cached_tokens, ())
 
 
 def ended(request_id: str, reason: str, *, choice: int = 0, hides: bool = False) -> SequenceEnded:
@@ -154,8 +156,10 @@ def test_a_character_is_never_split() -> None:
     bench = Bench()
     ids = VOCABULARY.encode("é").ids
     assert len(ids) == 2
-    bench.mailbox.deliver(TokensSampled(0, 3, 1, (start("a"),), ("a",), (0,), (0,), (ids[0],), ()))
-    bench.mailbox.deliver(TokensSampled(0, 3, 2, (), ("a",), (0,), (1,), (ids[1],), ()))
+    bench.mailbox.deliver(
+        TokensSampled(0, 3, 1, (start("a"),), ("a",), (0,), (0,), (ids[0],), (), ())
+    )
+    bench.mailbox.deliver(TokensSampled(0, 3, 2, (), ("a",), (0,), (1,), (ids[1],), (), ()))
     for _ in range(2):
         bench.detokenizer.serve_once(timeout_seconds=0.0)
     assert [message.texts for message in bench.mailbox.of_type(TextProduced)] == [("",), ("é",)]
@@ -176,10 +180,12 @@ def test_an_answer_that_breaks_the_decoder_fails_alone(monkeypatch: pytest.Monke
     bench.step({"a": "x", "b": "x"}, starts=(start("a"), start("b")))
     whole = Answer.add
 
-    def fragile(answer: Answer, token_id: int, end: SequenceEnded | None) -> str:
+    def fragile(
+        answer: Answer, token_id: int, told: TokenLogprobs | None, end: SequenceEnded | None
+    ) -> Piece:
         if token_id == VOCABULARY.encode("!").ids[0]:
             raise MemoryError
-        return whole(answer, token_id, end)
+        return whole(answer, token_id, told, end)
 
     monkeypatch.setattr(Answer, "add", fragile)
     (produced,) = bench.step({"a": "!", "b": "y"})
@@ -212,7 +218,7 @@ def test_answers_to_one_prompt_have_texts_of_their_own() -> None:
     (second,) = bench.step({"a/2": "z", "a/1": "u"}, ends=(ended("a", "length", choice=1),))
     assert (second.choices, second.seqs) == ((2, 1), (0, 1))
     assert (second.texts, second.completion_tokens) == (("z", "u"), (1, 2))
-    assert second.ended == (TextEnded("a", 1, "length", 32),)
+    assert second.ended == (TextEnded("a", 1, "length", None, 32),)
     assert bench.detokenizer.num_answers == 2
 
 
@@ -221,8 +227,8 @@ def test_a_character_in_two_answers_is_put_together_in_each() -> None:
     first, second = VOCABULARY.encode("é").ids
     both = (("a", "a"), (0, 1))
     bench.mailbox.deliver(
-        TokensSampled(0, 3, 1, (start("a", num_choices=2),), *both, (0, 0), (first, first), ()),
-        TokensSampled(0, 3, 2, (), *both, (1, 1), (second, second), ()),
+        TokensSampled(0, 3, 1, (start("a", num_choices=2),), *both, (0, 0), (first, first), (), ()),
+        TokensSampled(0, 3, 2, (), *both, (1, 1), (second, second), (), ()),
     )
     bench.detokenizer.serve_once(timeout_seconds=0.0)
     texts = [message.texts for message in bench.mailbox.of_type(TextProduced)]
@@ -234,7 +240,7 @@ def test_a_stop_string_ends_its_own_answer_alone() -> None:
     bench.step({"a": "q", "a/1": "x"}, starts=(start("a", stop=("xy",), num_choices=2),))
     (produced,) = bench.step({"a": "r", "a/1": "y"})
     assert produced.texts == ("r", "")
-    assert produced.ended == (TextEnded("a", 1, "stop", 0),)
+    assert produced.ended == (TextEnded("a", 1, "stop", "xy", 0),)
     aborts = [message for message in bench.mailbox.sent if isinstance(message[1], Abort)]
     assert aborts == [("worker-0", Abort("a", 1))]
     (later,) = bench.step({"a": "s", "a/1": "z"})
@@ -242,7 +248,7 @@ def test_a_stop_string_ends_its_own_answer_alone() -> None:
     (last,) = bench.step(
         {"a": "t"}, ends=(ended("a", "abort", choice=1), ended("a", "length", choice=0))
     )
-    assert last.ended == (TextEnded("a", 0, "length", 0),)
+    assert last.ended == (TextEnded("a", 0, "length", None, 0),)
     assert bench.detokenizer.num_answers == 0
 
 
