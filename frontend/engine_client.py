@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import assert_never
 
+from frontend.admission import Admission, Limits, Waiting
 from frontend.dispatch import Dispatch, TokenizerCommand
 from frontend.events import Event, TextFound, TokensFound
 from frontend.generation import Generation
@@ -57,28 +58,31 @@ class EngineClient:
         mailbox: Mailbox,
         metrics: Metrics,
         health: Health,
-        *,
-        max_concurrent: int,
-        request_timeout_seconds: float,
+        limits: Limits,
         clock: Callable[[], float],
     ) -> None:
         self._mailbox = mailbox
         self._metrics = metrics
         self._health = health
-        self._max_concurrent = max_concurrent
-        self._request_timeout_seconds = request_timeout_seconds
+        self._limits = limits
         self._clock = clock
         self._ledger = Ledger()
+        self._admission = Admission(self._ledger, limits)
         self._dispatch = Dispatch()
         self._peers: dict[str, Peer] = {}
         self._lives: set[Life] = set()
         metrics.open_requests.set_function(lambda: len(self._ledger))
+        metrics.queued_answers.set_function(lambda: self._ledger.num_queued)
 
     # ── for the handlers ─────────────────────────────────────────────────────────────────────────
 
+    def check_door(self) -> None:
+        """Raises RequestError where even one more answer would be refused."""
+        self._refuse(self._door_problem(1))
+
     def submit(self, wanted: Submission) -> Generation:
-        """Admits a request and starts it, or raises RequestError; use the result in a `with`."""
-        self._refuse_or_admit(wanted.total_choices)
+        """Starts a request or lets it wait, or raises RequestError; use the result in a `with`."""
+        self._refuse(self._door_problem(wanted.total_choices))
         name = f"{wanted.id_prefix}-{uuid.uuid4().hex}"
         ids = _numbered(name, len(wanted.prompts))
         generation = Generation(
@@ -87,20 +91,23 @@ class EngineClient:
             num_prompts=len(ids),
             num_choices=wanted.num_choices,
         )
-        worker = self._ready_life("worker")
-        for number, (request_id, prompt) in enumerate(zip(ids, wanted.prompts, strict=True)):
+        for number, request_id in enumerate(ids):
             sink = self._metered(request_id, functools.partial(generation.push, prompt=number))
-            self._ledger.open(self._entry(request_id, sink, worker, wanted.num_choices))
-            self._dispatch.add(self._tokenize(request_id, worker, prompt, number, wanted))
-        self._send_waiting()
+            self._ledger.open(self._entry(request_id, sink, wanted.num_choices))
+        self._admission.join(Waiting(ids, wanted, since=self._clock()))
+        self._go_on()
         return generation
 
     def look_up(self, wanted: Lookup) -> Generation:
-        """Admits a request that a tokenizer alone answers, or raises RequestError."""
-        self._refuse_or_admit(1)
+        """Starts a request that a tokenizer alone answers, or raises RequestError.
+
+        It takes no place, because it takes no time of the model; there is a limit all the same.
+        """
+        self._refuse(self._lookup_problem())
         name = f"tok-{uuid.uuid4().hex}"
         generation = Generation(name, lambda: self._release((name,)))
-        self._ledger.open(self._entry(name, generation.push, None, 1))
+        self._ledger.open(self._entry(name, generation.push, 0))
+        self._ledger.admit(name, None, None)
         self._dispatch.add(self._lookup(name, wanted))
         self._send_waiting()
         return generation
@@ -111,7 +118,7 @@ class EngineClient:
 
     def readiness_problem(self) -> Problem | None:
         """Why a new request would not do well, if so: what `/ready` says."""
-        return self.engine_problem() or self._admission_problem()
+        return self.engine_problem() or self._door_problem(1)
 
     def model(self) -> ModelFacts | None:
         """What a worker has told of its model, once it has loaded it."""
@@ -125,7 +132,7 @@ class EngineClient:
         for message in self._mailbox.receive(0.0):
             self._handle(message)
         self._compare_lives()
-        self._send_waiting()
+        self._go_on()
         stop = self._mailbox.stop
         if stop is not None:
             self._let_go(self._ledger.fail_all(RequestError(stop.code, stop.reason)))
@@ -134,26 +141,57 @@ class EngineClient:
         """Ends what is past its deadline; called about once a second."""
         self.receive()
         self._let_go(self._ledger.expire(self._clock()))
+        while (late := self._admission.take_late(self._clock())) is not None:
+            self._turn_away(*late)
+        self._go_on()
 
     # ── admission and dispatch ───────────────────────────────────────────────────────────────────
 
-    def _admission_problem(self, num_choices: int = 1) -> Problem | None:
+    def _open_problem(self) -> Problem | None:
         if self._mailbox.stop is not None:
             error = RequestError(ErrorCode.SHUTTING_DOWN, "The server is shutting down.")
             return Problem("stopping", error)
-        if self._ledger.num_choices + num_choices > self._max_concurrent:
-            sentence = (
-                f"The server makes at most {self._max_concurrent} answers at a time and has"
-                f" {self._ledger.num_choices} under way; try again soon."
-            )
-            return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
         return self._health.missing()
 
-    def _refuse_or_admit(self, num_choices: int) -> None:
-        problem = self._admission_problem(num_choices)
+    def _door_problem(self, num_answers: int) -> Problem | None:
+        problem = self._open_problem()
+        if problem is not None:
+            return problem
+        error = self._admission.refusal(num_answers)
+        return None if error is None else Problem("full", error)
+
+    def _lookup_problem(self) -> Problem | None:
+        problem = self._open_problem()
+        if problem is not None or self._ledger.num_lookups < self._limits.max_concurrent:
+            return problem
+        sentence = f"The server looks up at most {self._limits.max_concurrent} texts at a time."
+        return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
+
+    def _refuse(self, problem: Problem | None) -> None:
         if problem is not None:
             self._metrics.refused(problem.error.code).inc()
             raise problem.error
+
+    def _turn_away(self, late: Waiting, error: RequestError) -> None:
+        self._metrics.refused(error.code).inc()
+        for request_id in late.request_ids:
+            self._ledger.fail(request_id, error)
+
+    def _go_on(self) -> None:
+        """Gives free places to those who wait, and prompts to tokenizers with credit."""
+        self._admission.observe(self._clock())
+        while self._open_problem() is None and (first := self._admission.take()) is not None:
+            self._start(first)
+        self._send_waiting()
+
+    def _start(self, waiting: Waiting) -> None:
+        self._metrics.queue_time.observe(self._clock() - waiting.since)
+        worker, detokenizer = self._ready_life("worker"), self._ready_life("detokenizer")
+        prompts = zip(waiting.request_ids, waiting.wanted.prompts, strict=True)
+        for number, (request_id, prompt) in enumerate(prompts):
+            if self._ledger.admit(request_id, worker, detokenizer):
+                command = self._tokenize(request_id, worker, prompt, number, waiting.wanted)
+                self._dispatch.add(command)
 
     def _metered(self, request_id: str, sink: Callable[[Event], None]) -> Callable[[Event], None]:
         meter = Meter(self._metrics.requests, request_id, self._clock())
@@ -164,17 +202,9 @@ class EngineClient:
 
         return metered
 
-    def _entry(
-        self, request_id: str, sink: Callable[[Event], None], worker: Life | None, choices: int
-    ) -> Entry:
-        return Entry(
-            request_id=request_id,
-            sink=sink,
-            deadline=self._clock() + self._request_timeout_seconds,
-            worker=worker,
-            detokenizer=None if worker is None else self._ready_life("detokenizer"),
-            num_choices=choices,
-        )
+    def _entry(self, request_id: str, sink: Callable[[Event], None], num_choices: int) -> Entry:
+        deadline = self._clock() + self._limits.request_timeout_seconds
+        return Entry(request_id, sink, deadline, num_choices)
 
     def _tokenize(
         self, request_id: str, worker: Life, prompt: Prompt, number: int, wanted: Submission
@@ -276,9 +306,11 @@ class EngineClient:
         """The consumer has gone; whatever still runs for it is aborted."""
         for request_id in request_ids:
             self._let_go(self._ledger.abort(request_id))
+        self._go_on()
 
     def _let_go(self, orphans: Iterable[Abandoned]) -> None:
         for orphan in orphans:
+            self._admission.remove(orphan.request_id)
             self._dispatch.remove(orphan.request_id)
             for room in orphan.rooms:
                 self._mailbox.send(room, Abort(orphan.request_id))

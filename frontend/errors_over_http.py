@@ -5,7 +5,7 @@ import logging
 import orjson
 from litestar import Response
 from litestar.exceptions import HTTPException
-from litestar.types import ExceptionHandlersMap
+from litestar.types import ExceptionHandlersMap, Send
 
 from frontend import responses
 from frontend.decoding import quoted
@@ -23,6 +23,19 @@ def error_response(error: RequestError, **extra: str) -> Response[bytes]:
         headers=responses.error_headers(error),
         media_type="application/json",
     )
+
+
+async def send_error(error: RequestError, send: Send) -> None:
+    """Answers with the error where no framework is at hand."""
+    body = orjson.dumps(responses.error_object(error))
+    headers = responses.error_headers(error) | {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+    }
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    status = responses.error_status(error)
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _from_request_error(_: ApiRequest, error: RequestError) -> Response[bytes]:

@@ -1,7 +1,7 @@
 """Every open request: who works on it, how far it is, when it must end. Pure: time comes in.
 
-    admitted ──► tokenising ──► running ──► ended
-        └────────────┴──────────────┴─────────▲
+    queued ──► admitted ──► tokenising ──► running ──► ended
+       └───────────┴────────────┴──────────────┴─────────▲
 
 A request has one outcome, told once to its sink by `_end`, which also forgets the request. Text may
 overtake the acceptance, because two rooms send them: it waits in `Entry.early`. ZeroMQ promises no
@@ -31,6 +31,7 @@ from shared.messages import PromptAccepted, ScoredToken, TextEnded, TextProduced
 class State(Enum):
     """How far a request is."""
 
+    QUEUED = "queued"  # waits for places; no room is chosen for it yet
     ADMITTED = "admitted"  # waits in the frontend for a tokenizer's credit
     TOKENISING = "tokenising"
     RUNNING = "running"  # accepted; the worker has it, or will
@@ -38,6 +39,7 @@ class State(Enum):
 
 
 LEGAL_TRANSITIONS: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.ADMITTED, State.ENDED}),
     State.ADMITTED: frozenset({State.TOKENISING, State.ENDED}),
     State.TOKENISING: frozenset({State.RUNNING, State.ENDED}),
     State.RUNNING: frozenset({State.ENDED}),
@@ -83,11 +85,11 @@ class Entry:
     request_id: str
     sink: Callable[[Event], None]
     deadline: float  # on the caller's monotonic clock
-    worker: Life | None  # None: the tokenizer alone answers
-    detokenizer: Life | None
-    num_choices: int = 1
+    num_choices: int = 1  # answers; 0: the tokenizer alone says what is asked
+    worker: Life | None = None  # both are set at admission, where there are answers
+    detokenizer: Life | None = None
     tokenizer: Life | None = None  # set while tokenising
-    state: State = State.ADMITTED
+    state: State = State.QUEUED
     next_seqs: dict[int, int] = field(init=False)  # by answer; an ended one is not in it
     completion_tokens: int = 0  # of the answers that have ended
     reasoning_tokens: int = 0  # of those, in thoughts
@@ -113,7 +115,7 @@ class Entry:
 
     def working_rooms(self) -> tuple[str, ...]:
         """The rooms that may hold this request and do not know by themselves that it is over."""
-        if self.state is State.ADMITTED:
+        if self.state in (State.QUEUED, State.ADMITTED):
             return ()
         return tuple(life.room for life in (self.tokenizer, self.worker) if life is not None)
 
@@ -123,24 +125,39 @@ def _lost() -> RequestError:
 
 
 class Ledger:
-    """The open requests by id."""
+    """The open requests by id, and how many answers wait for a place or hold one."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
+        self.num_queued = 0  # answers that wait for a place
+        self.num_under_way = 0  # answers that hold one, until their request has ended
+        self.num_given_back = 0  # places so far
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
-    def num_choices(self) -> int:
-        """Answers that were asked for by all open requests together."""
-        return sum(entry.num_choices for entry in self._entries.values())
+    def num_lookups(self) -> int:
+        """Open requests that a tokenizer alone answers."""
+        return sum(entry.num_choices == 0 for entry in self._entries.values())
 
     def open(self, entry: Entry) -> None:
-        """Adds an admitted request; its sink will get exactly one outcome."""
+        """Adds a request that waits for places; its sink will get exactly one outcome."""
         if entry.request_id in self._entries:
             raise RuntimeError(f"{entry.request_id} is open already")
         self._entries[entry.request_id] = entry
+        self.num_queued += entry.num_choices
+
+    def admit(self, request_id: str, worker: Life | None, detokenizer: Life | None) -> bool:
+        """Gives a request its places; false if it has ended meanwhile."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return False
+        entry.move(State.ADMITTED)
+        entry.worker, entry.detokenizer = worker, detokenizer
+        self.num_queued -= entry.num_choices
+        self.num_under_way += entry.num_choices
+        return True
 
     def start_tokenising(self, request_id: str, tokenizer: Life) -> None:
         """Notes that this tokenizer owns the request until it accepts or fails it."""
@@ -173,7 +190,8 @@ class Ledger:
         """Ends a request that its tokenizer has answered alone."""
         entry = self._entries.get(request_id)
         if entry is not None:
-            self._end(entry, found if entry.worker is None else Failed(_lost()))
+            is_answer = entry.num_choices == 0 and entry.state is State.TOKENISING
+            self._end(entry, found if is_answer else Failed(_lost()))
 
     def fail(self, request_id: str, error: RequestError) -> None:
         """Ends a request that its room gave up; nobody works for it any more."""
@@ -248,6 +266,11 @@ class Ledger:
         return abandoned
 
     def _end(self, entry: Entry, outcome: Outcome) -> None:
+        if entry.state is State.QUEUED:
+            self.num_queued -= entry.num_choices
+        else:
+            self.num_under_way -= entry.num_choices
+            self.num_given_back += entry.num_choices
         entry.move(State.ENDED)
         del self._entries[entry.request_id]
         entry.sink(outcome)

@@ -133,7 +133,13 @@ class Metrics:
         self.worker = WorkerLoad(make)
         self.requests = RequestTimes(make)
         self.open_requests = make.gauge(f"{_OURS}:open_requests", "Requests in the ledger.")
-        self.refused = make.counters("vllm:admission_rejections", "Refused at the door.", "reason")
+        self.queued_answers = make.gauge(f"{_OURS}:queued_answers", "Answers without a place.")
+        self.queue_time = make.histogram(
+            f"{_OURS}:queue_time_seconds", "Arrival to the places of a request.", _FIRST_TOKEN
+        )
+        self.refused = make.counters(
+            "vllm:admission_rejections", "Requests that the server had no room for.", "reason"
+        )
 
     def render(self) -> bytes:
         """Returns the page that Prometheus scrapes."""

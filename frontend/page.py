@@ -8,23 +8,14 @@ from pathlib import Path
 import orjson
 from litestar import Response, get
 
+from frontend.openapi import endpoints
 from frontend.service import ApiRequest, service_of
 from frontend.version import VERSION
 
 _PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-_ENDPOINTS = [
-    "POST /v1/chat/completions",
-    "GET /v1/models",
-    "GET /v1/models/{id}",
-    "GET /health",
-    "GET /ready",
-    "GET /live",
-    "GET /metrics",
-    "GET /version",
-]
 
 
-@get("/")
+@get(["/", "/v1"], public=True, answers=("application/json", "text/html"))
 async def show_front_door(request: ApiRequest) -> Response[bytes]:
     """HTML when the caller asks for it, else JSON."""
     if "text/html" in request.headers.get("accept", ""):
@@ -33,22 +24,35 @@ async def show_front_door(request: ApiRequest) -> Response[bytes]:
         "name": "transformers-openai-api",
         "version": VERSION,
         "model": service_of(request).model.name,
-        "endpoints": _ENDPOINTS,
+        "endpoints": endpoints(request.app.state.openapi),
     }
     return Response(orjson.dumps(index), media_type="application/json", headers={"vary": "accept"})
 
 
-def _source(tag: str) -> str:
-    """The CSP source that allows the page's one inline element of this kind, and nothing else."""
-    match = re.search(rf"<{tag}>(.*?)</{tag}>", _PAGE, re.DOTALL)
-    content = match[1] if match else ""
+def content_security_policy(*, script: str = "", style: str = "") -> str:
+    """Allows a page its one inline script and style, its own server, and nothing else."""
+    return (
+        f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)};"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _source(content: str) -> str:
+    """The CSP source that allows this inline text; without any, none is allowed."""
+    if not content:
+        return "'none'"
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
+def _within(tag: str) -> str:
+    """What the page's one element of this kind holds."""
+    match = re.search(rf"<{tag}>(.*?)</{tag}>", _PAGE, re.DOTALL)
+    return match[1] if match else ""
+
+
 _HEADERS = {
-    "content-security-policy": (
-        f"default-src 'none'; script-src {_source('script')}; style-src {_source('style')};"
-        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "content-security-policy": content_security_policy(
+        script=_within("script"), style=_within("style")
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

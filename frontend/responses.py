@@ -1,6 +1,7 @@
 """Answers to JSON bodies; errors to body, status and headers. Pure."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,11 +88,15 @@ def error_status(error: RequestError) -> int:
 
 
 def error_headers(error: RequestError) -> dict[str, str]:
-    """Whether and when the caller should try again."""
+    """Whether and when the caller should try again, and with what."""
     failure = FAILURES[error.code]
     headers = {}
-    if failure.retry_after_seconds is not None:
-        headers["retry-after"] = str(failure.retry_after_seconds)
+    seconds = error.retry_after_seconds or failure.retry_after_seconds
+    if seconds is not None:
+        headers["retry-after"] = str(math.ceil(seconds))
+        headers["retry-after-ms"] = str(math.ceil(seconds * 1000))  # OpenAI's client reads it first
+    if failure.status == 401:
+        headers["www-authenticate"] = "Bearer"
     if failure.status in _NEVER_RETRY_STATUSES:
         headers["x-should-retry"] = "false"
     return headers

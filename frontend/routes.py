@@ -8,54 +8,69 @@ from litestar import get, post
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from frontend import translate
+from frontend import fields, translate
 from frontend.delivery import Delivery
 from frontend.events import TextFound, TokensFound
+from frontend.lookup import LookupDelivery
 from frontend.service import ApiRequest, service_of
 from frontend.translate import Ask, Rules
 from shared.errors import ErrorCode, RequestError
 
+_WHOLE_OR_STREAM = ("application/json", "text/event-stream")
 
-@post(["/v1/chat/completions", "/chat/completions"], status_code=200)
+
+@post(
+    ["/v1/chat/completions", "/chat/completions"],
+    status_code=200,
+    body=fields.CHAT,
+    answers=_WHOLE_OR_STREAM,
+)
 async def create_chat_completion(request: ApiRequest) -> ASGIApp:
     """Answers a conversation, whole or as a stream."""
     return await _delivery(request, translate.chat)
 
 
-@post(["/v1/completions", "/completions"], status_code=200)
+@post(
+    ["/v1/completions", "/completions"],
+    status_code=200,
+    body=fields.COMPLETION,
+    answers=_WHOLE_OR_STREAM,
+)
 async def create_completion(request: ApiRequest) -> ASGIApp:
     """Continues one or several texts, whole or as a stream."""
     return await _delivery(request, translate.completion)
 
 
-@post(["/tokenize", "/v1/tokenize"], status_code=200)
-async def tokenize(request: ApiRequest) -> dict[str, Any]:
+@post(["/v1/tokenize", "/tokenize"], status_code=200, body=fields.TOKENIZE)
+async def tokenize(request: ApiRequest) -> ASGIApp:
     """The token ids of a text or a conversation."""
     _require_json(request)
     service = service_of(request)
     wanted = translate.tokenize(await request.body(), service.model)
-    with service.engine.look_up(wanted) as generation:
-        found = await generation.found()
-    assert isinstance(found, TokensFound)
     facts = service.engine.model()
-    answer: dict[str, Any] = {
-        "tokens": found.token_ids,
-        "count": len(found.token_ids),
-        "max_model_len": facts.max_model_len if facts else None,
-    }
-    return answer if found.strings is None else answer | {"token_strs": found.strings}
+    max_model_len = facts.max_model_len if facts else None
+
+    def body(found: TokensFound | TextFound) -> dict[str, Any]:
+        assert isinstance(found, TokensFound)
+        count = len(found.token_ids)
+        answer = {"tokens": found.token_ids, "count": count, "max_model_len": max_model_len}
+        return answer if found.strings is None else {**answer, "token_strs": found.strings}
+
+    return LookupDelivery(service.engine, wanted, body)
 
 
-@post(["/detokenize", "/v1/detokenize"], status_code=200)
-async def detokenize(request: ApiRequest) -> dict[str, Any]:
+@post(["/v1/detokenize", "/detokenize"], status_code=200, body=fields.DETOKENIZE)
+async def detokenize(request: ApiRequest) -> ASGIApp:
     """The text of token ids, under the names that vLLM, SGLang and llama.cpp give it."""
     _require_json(request)
     service = service_of(request)
     wanted = translate.detokenize(await request.body(), service.model)
-    with service.engine.look_up(wanted) as generation:
-        found = await generation.found()
-    assert isinstance(found, TextFound)
-    return dict.fromkeys(("prompt", "text", "content"), found.text)
+
+    def body(found: TokensFound | TextFound) -> dict[str, Any]:
+        assert isinstance(found, TextFound)
+        return dict.fromkeys(("prompt", "text", "content"), found.text)
+
+    return LookupDelivery(service.engine, wanted, body)
 
 
 @get(["/v1/models", "/models"])
@@ -77,10 +92,14 @@ def _card(request: ApiRequest) -> dict[str, Any]:
     return service.model.card(facts.max_model_len if facts else None)
 
 
-async def _delivery(request: ApiRequest, translated: Callable[[bytes, Rules, int], Ask]) -> ASGIApp:
+async def _delivery(
+    request: ApiRequest, translated: Callable[[bytes, Rules, int, str], Ask]
+) -> ASGIApp:
     _require_json(request)
     service = service_of(request)
-    ask = translated(await request.body(), service.rules(), secrets.randbits(63))
+    service.engine.check_door()  # a refusal must not cost the reading of a body
+    seed = secrets.randbits(63)
+    ask = translated(await request.body(), service.rules(), seed, request.auth)
     return Delivery(service.engine, ask, service.model.name)
 
 

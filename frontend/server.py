@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 import uvloop
 
+from frontend.admission import Limits
 from frontend.app import build_app
 from frontend.connection import LimitedProtocol
 from frontend.engine_client import EngineClient
@@ -45,21 +46,16 @@ async def _serve(config: FrontendConfig, mailbox: Mailbox) -> None:
 
 def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
     metrics = Metrics(config.model_name)
-    engine = EngineClient(
-        mailbox,
-        metrics,
-        Health(config.stall_timeout),
+    limits = Limits(
         max_concurrent=config.max_concurrent,
+        max_queue=config.max_queue,
+        queue_timeout_seconds=config.queue_timeout,
         request_timeout_seconds=config.request_timeout,
-        clock=time.monotonic,
     )
-    return Service(
-        engine=engine,
-        metrics=metrics,
-        model=ServedModel(config, created=int(time.time())),
-        max_choices=min(config.max_n, config.max_concurrent),
-        reasoning_field=config.reasoning_field,
-    )
+    health = Health(config.stall_timeout)
+    engine = EngineClient(mailbox, metrics, health, limits, time.monotonic)
+    model = ServedModel(config, created=int(time.time()), facts=engine.model)
+    return Service(config, engine, metrics, model)
 
 
 class _Server(uvicorn.Server):

@@ -10,26 +10,37 @@ from frontend.engine_client import EngineClient
 from frontend.metrics import Metrics
 from frontend.served_model import ServedModel
 from frontend.translate import Rules
+from shared.config import FrontendConfig
 
-ApiRequest = Request[Any, Any, State]
+ApiRequest = Request[Any, str, State]  # its `auth` is the id of the caller's key, or ""
 
 
 @dataclass(frozen=True)
 class Service:
     """Everything that a handler may use."""
 
+    config: FrontendConfig
     engine: EngineClient
     metrics: Metrics
     model: ServedModel
-    max_choices: int  # most answers to one request
-    reasoning_field: str = "both"  # `--reasoning-field`
+
+    @property
+    def max_choices(self) -> int:
+        """The most answers to one request."""
+        config = self.config
+        return min(config.max_n, config.max_concurrent)
 
     def rules(self) -> Rules:
         """What requests are translated by, now."""
-        facts = self.engine.model()
-        defaults = facts.sampling_defaults if facts else {}
-        field = self.reasoning_field
-        return Rules(self.model, self.max_choices, defaults, reasoning_field=field)
+        config, facts = self.config, self.engine.model()
+        return Rules(
+            self.model,
+            self.max_choices,
+            facts.sampling_defaults if facts else {},
+            completion_max_tokens=config.default_completion_max_tokens,
+            strict_max_tokens=config.strict_max_tokens,
+            reasoning_field=config.reasoning_field,
+        )
 
 
 def service_of(request: ApiRequest) -> Service:

@@ -31,10 +31,12 @@ class ErrorCode(StrEnum):
     TOO_LARGE = "request_too_large"
     HEADERS_TOO_LARGE = "headers_too_large"
     MEDIA_TYPE = "unsupported_media_type"
+    INVALID_API_KEY = "invalid_api_key"
     MODEL_NOT_FOUND = "model_not_found"
     UNKNOWN_URL = "unknown_url"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     QUEUE_FULL = "queue_full"
+    OVERLOADED = "overloaded"
     MODEL_LOADING = "model_loading"
     ENGINE_DEAD = "engine_dead"
     SHUTTING_DOWN = "shutting_down"
@@ -66,10 +68,12 @@ FAILURES: dict[ErrorCode, Failure] = {
     ErrorCode.TOO_LARGE: Failure(413, _INVALID),
     ErrorCode.HEADERS_TOO_LARGE: Failure(431, _INVALID),
     ErrorCode.MEDIA_TYPE: Failure(415, _INVALID),
+    ErrorCode.INVALID_API_KEY: Failure(401, _INVALID),
     ErrorCode.MODEL_NOT_FOUND: Failure(404, _INVALID),
     ErrorCode.UNKNOWN_URL: Failure(404, _INVALID),
     ErrorCode.METHOD_NOT_ALLOWED: Failure(405, _INVALID, shows_code=False),
     ErrorCode.QUEUE_FULL: Failure(429, "rate_limit_error", retry_after_seconds=1),
+    ErrorCode.OVERLOADED: Failure(503, _UNAVAILABLE, retry_after_seconds=1),
     ErrorCode.MODEL_LOADING: Failure(503, _UNAVAILABLE, retry_after_seconds=5),
     ErrorCode.ENGINE_DEAD: Failure(503, _UNAVAILABLE, retry_after_seconds=5),
     ErrorCode.SHUTTING_DOWN: Failure(503, _UNAVAILABLE, retry_after_seconds=5),
@@ -87,13 +91,24 @@ class WireError(ServerError):
 
 
 class RequestError(ServerError):
-    """One request fails with this code and sentence; nothing else is harmed."""
+    """One request fails with this code and sentence; nothing else is harmed.
 
-    def __init__(self, code: ErrorCode, message: str, param: str | None = None) -> None:
+    `retry_after_seconds` is when trying again may help, where more is known than `FAILURES` says.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        param: str | None = None,
+        *,
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
+        self.retry_after_seconds = retry_after_seconds
 
 
 class BadRequest(RequestError):

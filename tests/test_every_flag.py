@@ -43,8 +43,10 @@ WORKER, SERVER, TOKENIZER = (
     "frontend/server.py",
     "tokenizer_proc/loading.py",
 )
+APP, SERVICE = "frontend/app.py", "frontend/service.py"
 CHOICE, PROFILING = "gpu_worker/attention/choice.py", "gpu_worker/profiling.py"
 STARTS = "e2e/test_starts.py"
+API_FLAGS = "e2e/test_api_flags.py"
 
 ROWS = {
     # launcher
@@ -70,6 +72,9 @@ ROWS = {
     "tokenizer_processes": Row(
         "2", (LAUNCHER,), f"{STARTS}::test_a_model_without_a_chat_template_starts_with_a_warning"
     ),
+    "reasoning_field": Row(
+        "reasoning", ("frontend/service.py",), f"{API_FLAGS}::test_thoughts_are_where_the_flag_says"
+    ),
     # model
     "hf_model": Row(
         "demo", (LOADING, TOKENIZER, "frontend/served_model.py"),
@@ -81,16 +86,48 @@ ROWS = {
         "gpu_worker/test_model_choice.py::test_code_of_the_checkpoint_runs_only_where_it_is_trusted",
     ),
     # frontend
+    "api_key": Row(
+        "k", (APP,), "frontend/test_keys_over_http.py::test_everything_else_does",
+        read_as="api_keys",
+    ),
     "served_model_name": Row(
         "a,b", ("frontend/served_model.py",),
-        "frontend/test_translate.py::test_a_name_of_its_own_is_shown_whole",
-        read_as="model_name",
+        "frontend/test_paths_over_http.py::"
+        "test_the_first_name_given_is_the_id_and_the_others_are_aliases",
+        read_as="model_aliases",
+    ),
+    "accept_any_model": Row(
+        "true", ("frontend/served_model.py",),
+        "frontend/test_paths_over_http.py::test_any_name_where_the_flag_says_so",
+    ),
+    "cors_origins": Row(
+        "*", (APP,),
+        "frontend/test_cors_over_http.py::test_any_page_may_call_where_all_are_allowed",
+    ),
+    "public_metrics": Row(
+        "true", (APP,), "frontend/test_keys_over_http.py::test_metrics_may_be_public"
     ),
     "max_concurrent": Row(
         "7", (SERVER, WORKER), "frontend/test_service_over_http.py::test_too_many"
     ),
-    "max_n": Row(
+    "max_queue": Row(
         "7", (SERVER,),
+        "frontend/test_queue_over_http.py::test_a_full_queue_refuses_before_the_body_is_read",
+    ),
+    "queue_timeout": Row(
+        "7", (SERVER,),
+        "frontend/test_queue_over_http.py::test_a_place_that_is_not_reached_in_time",
+    ),
+    "strict_max_tokens": Row(
+        "true", (SERVICE,),
+        "frontend/test_paths_over_http.py::test_the_flags_of_translation_are_obeyed",
+    ),
+    "default_completion_max_tokens": Row(
+        "7", (SERVICE,),
+        "frontend/test_paths_over_http.py::test_the_flags_of_translation_are_obeyed",
+    ),
+    "max_n": Row(
+        "7", (SERVICE,),
         "e2e/test_choices.py::test_more_answers_than_the_server_makes_are_a_400",
     ),
     "request_timeout": Row(
@@ -134,6 +171,10 @@ ROWS = {
     "allow_pickle_weights": Row(
         "true", (LOADING,),
         "gpu_worker/test_checkpoint.py::test_pickled_weights_are_loaded_where_that_is_allowed",
+    ),
+    "generation_config": Row("none", (WORKER,), f"{API_FLAGS}::test_the_models_own_sampling"),
+    "override_generation_config": Row(
+        '{"top_k": 7}', (WORKER,), f"{API_FLAGS}::test_the_flags_come_before_the_models_makers"
     ),
     "torch_dtype": Row(
         "float16", (LOADING,), "gpu_worker/test_loading.py::test_the_dtype_is_what_was_asked"
@@ -209,21 +250,9 @@ READ_WHILE_PARSING = {"config": "shared/launching/test_config_file.py"}
 NOT_BUILT = {"hqq", "torch_compile"}
 PART_OF_WHAT_IS_NOT_BUILT = {"torch_compile_mode"}
 
-# Parsed, and obeyed by code that is still to come: this must become empty.
-PENDING = {
-    "api_key": "k",
-    "cors_origins": "*",
-    "max_queue": "7",
-    "queue_timeout": "7",
-    "strict_max_tokens": "true",
-    "default_completion_max_tokens": "7",
-    "accept_any_model": "true",
-    "public_metrics": "true",
-}
-
 FIELDS = {field.name: field for field in flags.flag_fields()}
 MODEL_FLAGS = {field.name for field in dataclasses.fields(ModelConfig)}
-VALUES = {name: row.value for name, row in ROWS.items()} | PENDING
+VALUES = {name: row.value for name, row in ROWS.items()}
 
 
 def settings_with(name: str, value: str) -> ServerConfig:
@@ -261,7 +290,7 @@ def functions_of(file: str) -> frozenset[str]:
 
 
 def test_every_flag_is_in_one_table() -> None:
-    tables: list[Any] = [ROWS, READ_WHILE_PARSING, NOT_BUILT, PART_OF_WHAT_IS_NOT_BUILT, PENDING]
+    tables: list[Any] = [ROWS, READ_WHILE_PARSING, NOT_BUILT, PART_OF_WHAT_IS_NOT_BUILT]
     names = [name for table in tables for name in table]
     assert sorted(names) == sorted(FIELDS)
 
@@ -279,16 +308,6 @@ def test_it_is_read_in_every_room_that_is_told_it(name: str) -> None:
     rooms = ["worker"] if name in MODEL_FLAGS else rooms_with(name)
     for room in rooms:
         assert any(file.startswith(FOLDERS[room]) for file in ROWS[name].read_in), room
-
-
-@pytest.mark.parametrize("name", PENDING)
-def test_what_is_pending_is_read_by_nobody_yet(name: str) -> None:
-    """A flag that has found its reader moves to the table above."""
-    rooms = [FOLDERS[room] for room in rooms_with(name)]
-    for folder in {folder for folders in rooms for folder in folders}:
-        for path in (ROOT / folder).rglob("*.py"):
-            read = names_read_from_configuration(str(path.relative_to(ROOT)))
-            assert name not in read, path
 
 
 @pytest.mark.parametrize("name", ROWS)

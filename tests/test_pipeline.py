@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from frontend.admission import Limits
 from frontend.engine_client import EngineClient
 from frontend.events import Aborted, Event, Failed, Finished, TextAdded
 from frontend.generation import Generation
@@ -119,14 +120,14 @@ class Pipeline:
         inbox.pipeline = self
         inbox.when_waiting = self._end_when_all_have_come
         self.metrics = Metrics("m")
-        self.engine = EngineClient(
-            frontend,
-            self.metrics,
-            Health(60.0),
-            max_concurrent=MAX_CONCURRENT,
+        limits = Limits(
+            MAX_CONCURRENT,
+            max_queue=0,
+            queue_timeout_seconds=30.0,
             request_timeout_seconds=600.0,
-            clock=lambda: 0.0,
         )
+        health = Health(60.0)
+        self.engine = EngineClient(frontend, self.metrics, health, limits, clock=lambda: 0.0)
         self.detokenizer = Detokenizer(detokenizer, VOCABULARY)
         scheduler = make_scheduler(prefix_caching=True, **SIZES)
         runner = IsolatingRunner(SeededFormula())

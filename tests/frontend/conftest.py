@@ -1,5 +1,6 @@
 """A real server on a loopback port, its other rooms played by a script."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -47,9 +48,8 @@ class RunningServer:
         return sum(float(x.split()[-1]) for x in text.splitlines() if x.startswith(f"{name}{{"))
 
 
-def start_server(
-    *, model: str = MODEL, max_concurrent: int = 8, stall_timeout: float = 60.0
-) -> RunningServer:
+def start_server(*, model: str = MODEL, max_concurrent: int = 8, **flags: Any) -> RunningServer:
+    """The server with these flags of `FrontendConfig`; its other rooms have not started."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     mailbox = ScriptedMailbox()
@@ -57,7 +57,7 @@ def start_server(
         socket_fd=listener.detach(),
         model=ModelConfig(hf_model=model),
         max_concurrent=max_concurrent,
-        stall_timeout=stall_timeout,
+        **flags,
     )
     thread = threading.Thread(target=server.run, args=(config, mailbox))
     thread.start()
@@ -75,10 +75,22 @@ def stop_server(running: RunningServer) -> None:
     running.mailbox.close()
 
 
+@contextlib.contextmanager
+def serving(**flags: Any) -> Iterator[RunningServer]:
+    """A server with these flags that can answer."""
+    running = start_server(**flags)
+    try:
+        running.mailbox.deliver(make_book(), CreditGranted("tokenizer-0", 1, 9), make_report(1))
+        wait_until(lambda: running.http.get("/health").status_code == 200, 5)
+        yield running
+    finally:
+        stop_server(running)
+
+
 @pytest.fixture
 def loading() -> Iterator[RunningServer]:
     """A server whose other rooms have not started."""
-    running = start_server(max_concurrent=2, stall_timeout=0.2)
+    running = start_server(max_concurrent=2, max_queue=0, stall_timeout=0.2)
     yield running
     stop_server(running)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from frontend.admission import Limits
 from frontend.engine_client import EngineClient
 from frontend.events import Accepted, Event, Failed, Finished, TextAdded
 from frontend.generation import Generation
@@ -45,17 +46,19 @@ WANTED = Submission(
 class Bench:
     """An engine client with its mailbox, a clock that is set by hand, and three ready rooms."""
 
-    def __init__(self, *, credit: int = 8, max_concurrent: int = 4) -> None:
+    def __init__(self, *, credit: int = 8, max_concurrent: int = 4, max_queue: int = 0) -> None:
         self.now = 0.0
         self.mailbox = PipeMailbox()
         self.metrics = Metrics("m")
-        self.engine = EngineClient(
-            self.mailbox,
-            self.metrics,
-            Health(60.0),
+        limits = Limits(
             max_concurrent=max_concurrent,
+            max_queue=max_queue,
+            queue_timeout_seconds=30.0,
             request_timeout_seconds=100.0,
-            clock=lambda: self.now,
+        )
+        health = Health(60.0)
+        self.engine = EngineClient(
+            self.mailbox, self.metrics, health, limits, clock=lambda: self.now
         )
         self.arrive(make_book())
         if credit:

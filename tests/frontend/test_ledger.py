@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded
+from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded, TextFound
 from frontend.ledger import LEGAL_TRANSITIONS, Abandoned, Entry, Ledger, Life, State
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, TextProduced
@@ -29,11 +29,21 @@ ERROR = RequestError(ErrorCode.ENGINE_DEAD, "gone")
 DONE = Finished(2, CACHED_TOKENS)
 
 
+def queue_entry(
+    ledger: Ledger, request_id: str = "r", deadline: float = 10.0, num_choices: int = 1
+) -> list[Event]:
+    """A request that waits for its places."""
+    events: list[Event] = []
+    ledger.open(Entry(request_id, events.append, deadline, num_choices))
+    return events
+
+
 def open_entry(
     ledger: Ledger, request_id: str = "r", deadline: float = 10.0, num_choices: int = 1
 ) -> list[Event]:
-    events: list[Event] = []
-    ledger.open(Entry(request_id, events.append, deadline, WORKER, DETOKENIZER, num_choices))
+    """A request that has its places."""
+    events = queue_entry(ledger, request_id, deadline, num_choices)
+    ledger.admit(request_id, WORKER, DETOKENIZER)
     return events
 
 
@@ -117,7 +127,7 @@ def test_one_broken_answer_fails_the_request_once(lost: TextProduced) -> None:
     assert ledger.add_text(lost) == [Abandoned("r", ("worker-0",))]
     assert isinstance(events[-1], Failed)
     assert sum(isinstance(event, Failed | Finished) for event in events) == 1
-    assert len(ledger) == ledger.num_choices == 0
+    assert len(ledger) == ledger.num_under_way == 0
 
 
 def test_a_failure_ends_all_answers_at_once() -> None:
@@ -133,11 +143,11 @@ def test_every_answer_counts_until_its_request_has_ended() -> None:
     ledger = Ledger()
     open_entry(ledger, "a", num_choices=3)
     running(ledger, "b", num_choices=2)
-    assert ledger.num_choices == 5
+    assert ledger.num_under_way == 5
     ledger.add_text(make_text("b", 0, "x", finish="stop"))
-    assert ledger.num_choices == 5, "the request still holds its place"
+    assert ledger.num_under_way == 5, "the request still holds its place"
     ledger.abort("b")
-    assert ledger.num_choices == 3
+    assert ledger.num_under_way == 3
 
 
 @pytest.mark.parametrize(
@@ -160,6 +170,36 @@ def test_a_request_that_is_not_open_is_abandoned_once_a_message() -> None:
     events = running(ledger)
     assert ledger.add_text(twice) == [Abandoned("r", ("worker-0",))]  # a gap, then unknown
     assert isinstance(events[-1], Failed)
+
+
+def test_a_request_that_waits_for_places_is_no_room_s_business() -> None:
+    ledger = Ledger()
+    queue_entry(ledger, "a", num_choices=2)
+    queue_entry(ledger, "b")
+    assert (ledger.num_queued, ledger.num_under_way) == (3, 0)
+    for life in (WORKER, TOKENIZER, DETOKENIZER):
+        assert ledger.fail_owned_by(life, ERROR) == []
+    assert ledger.abort("a") == [Abandoned("a", ())]
+    assert not ledger.admit("a", WORKER, DETOKENIZER)
+    assert ledger.admit("b", WORKER, DETOKENIZER)
+    assert (ledger.num_queued, ledger.num_under_way, ledger.num_given_back) == (0, 1, 0)
+    assert ledger.abort("b") == [Abandoned("b", ())]
+    assert (ledger.num_queued, ledger.num_under_way, ledger.num_given_back) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("stranger", ["acceptance", "text", "lookup"])
+def test_what_comes_for_a_request_that_waits_for_places_fails_it(stranger: str) -> None:
+    ledger = Ledger()
+    events = queue_entry(ledger)
+    match stranger:
+        case "acceptance":
+            ledger.accept(PromptAccepted("r", 3, None))
+        case "text":
+            ledger.add_text(make_text("r", 0, "a"))
+        case _:
+            ledger.answer_lookup("r", TextFound("a"))
+    assert isinstance(events[-1], Failed)
+    assert ledger.num_queued == 0
 
 
 def test_deadline() -> None:
@@ -206,7 +246,7 @@ def test_impossible_orders_are_refused() -> None:
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
 def test_transition_table(old: State, new: State) -> None:
-    entry = Entry("r", print, 0.0, WORKER, DETOKENIZER, state=old)
+    entry = Entry("r", print, 0.0, state=old)
     if new in LEGAL_TRANSITIONS[old]:
         entry.move(new)
         assert entry.state is new
@@ -225,21 +265,30 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger()
         self.events: dict[str, list[Event]] = {}
         self.num_choices: dict[str, int] = {}
+        self.admitted: set[str] = set()
         self.sent: set[str] = set()
         self.now = 0.0
 
     @rule(target=requests, deadline=st.integers(1, 50), num_choices=st.integers(1, 3))
-    def admit(self, deadline: int, num_choices: int) -> MultipleResults[str]:
+    def join(self, deadline: int, num_choices: int) -> MultipleResults[str]:
         request_id = f"r{len(self.events)}"
         self.num_choices[request_id] = num_choices
-        self.events[request_id] = open_entry(
+        self.events[request_id] = queue_entry(
             self.ledger, request_id, self.now + deadline, num_choices
         )
         return multiple(request_id)
 
     @rule(request_id=requests)
+    def admit(self, request_id: str) -> None:
+        if request_id not in self.admitted:
+            is_admitted = self.ledger.admit(request_id, WORKER, DETOKENIZER)
+            assert is_admitted == (not self.outcomes(request_id))
+            self.admitted |= {request_id} if is_admitted else set()
+
+    @rule(request_id=requests)
     def tokenise(self, request_id: str) -> None:
-        if request_id not in self.sent and not self.outcomes(request_id):
+        is_ready = request_id in self.admitted and request_id not in self.sent
+        if is_ready and not self.outcomes(request_id):
             self.sent.add(request_id)
             self.ledger.start_tokenising(request_id, TOKENIZER)
 
@@ -305,13 +354,19 @@ class LedgerMachine(RuleBasedStateMachine):
                     assert choice >= self.num_choices[request_id] or added[-1].finish_reason
 
     @invariant()
-    def open_answers_are_counted(self) -> None:
-        still_open = [r for r in self.events if not self.outcomes(r)]
-        assert self.ledger.num_choices == sum(self.num_choices[r] for r in still_open)
+    def answers_are_counted_where_they_are(self) -> None:
+        still_open = {r for r in self.events if not self.outcomes(r)}
+        ended = self.events.keys() - still_open
+        assert self.ledger.num_queued == self.count(still_open - self.admitted)
+        assert self.ledger.num_under_way == self.count(still_open & self.admitted)
+        assert self.ledger.num_given_back == self.count(ended & self.admitted)
 
     @invariant()
     def open_means_no_outcome(self) -> None:
         assert len(self.ledger) == sum(not self.outcomes(r) for r in self.events)
+
+    def count(self, requests: set[str]) -> int:
+        return sum(self.num_choices[request_id] for request_id in requests)
 
     def outcomes(self, request_id: str) -> list[Event]:
         events = self.events[request_id]

@@ -1,0 +1,128 @@
+"""Who may start, who waits for a place, and who is refused at the door. Pure: time comes in.
+
+A place is the right to have one answer under way; `Limits.max_concurrent` of them are given out,
+first come, first served. A request for several answers takes all its places at once, and whoever
+came later waits behind it, however few it needs: so none waits for ever.
+"""
+
+import math
+from dataclasses import dataclass
+
+from frontend.ledger import Ledger
+from frontend.submission import Submission
+from shared.errors import ErrorCode, RequestError
+
+MIN_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 60.0
+_PACE_SECONDS = 30.0  # what was measured so long ago weighs a third of what is measured now
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is let in, and for how long."""
+
+    max_concurrent: int  # answers that have a place
+    max_queue: int  # answers that wait for one
+    queue_timeout_seconds: float
+    request_timeout_seconds: float  # from arrival to outcome
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One request in the queue; the ledger has an entry for each of its prompts."""
+
+    request_ids: tuple[str, ...]
+    wanted: Submission
+    since: float
+
+
+class Pace:
+    """How many answers give their places back per second while others wait for them."""
+
+    def __init__(self) -> None:
+        self._answers = self._seconds = 1.0  # a guess that the first measurements outweigh
+
+    def note(self, num_answers: int, seconds: float) -> None:
+        """Takes one more measurement."""
+        kept = math.exp(-seconds / _PACE_SECONDS)
+        self._answers = self._answers * kept + num_answers
+        self._seconds = self._seconds * kept + seconds
+
+    def seconds_for(self, num_answers: int) -> float:
+        """How long as many answers take; infinite where none has ended for very long."""
+        return num_answers * self._seconds / self._answers if self._answers else math.inf
+
+
+class Admission:
+    """The door, and the queue behind it; the ledger knows how many answers are where."""
+
+    def __init__(self, ledger: Ledger, limits: Limits) -> None:
+        self._ledger = ledger
+        self._limits = limits
+        self._queue: dict[str, Waiting] = {}  # by first id; a dict keeps the order
+        self._pace = Pace()
+        self._observed_at = 0.0
+        self._num_given_back = 0
+        self._was_waited_for = False  # a place, at the last observation
+
+    def refusal(self, num_answers: int) -> RequestError | None:
+        """Why a request for so many answers may neither start nor wait, if so."""
+        num_queued = self._ledger.num_queued
+        if self._has_places(num_answers) and not self._queue:
+            return None
+        if num_queued + num_answers <= self._limits.max_queue:
+            return None
+        sentence = (
+            f"The server makes at most {self._limits.max_concurrent} answers at a time and lets"
+            f" {self._limits.max_queue} more wait, of which {num_queued} do; try again later."
+        )
+        return RequestError(
+            ErrorCode.QUEUE_FULL, sentence, retry_after_seconds=self._retry_after_seconds()
+        )
+
+    def join(self, waiting: Waiting) -> None:
+        """Puts a request that was not refused at the end of the queue."""
+        self._queue[waiting.request_ids[0]] = waiting
+
+    def remove(self, request_id: str) -> None:
+        """Takes a request that has ended out of the queue, if it still waits."""
+        self._queue.pop(request_id, None)
+
+    def take(self) -> Waiting | None:
+        """The first of the queue, if there are places for all its answers."""
+        waiting = self._first()
+        if waiting is None or not self._has_places(waiting.wanted.total_choices):
+            return None
+        self.remove(waiting.request_ids[0])
+        return waiting
+
+    def take_late(self, now: float) -> tuple[Waiting, RequestError] | None:
+        """The first of the queue, if it has waited too long, and what its caller is told."""
+        waiting = self._first()
+        if waiting is None or now - waiting.since < self._limits.queue_timeout_seconds:
+            return None
+        seconds = self._limits.queue_timeout_seconds
+        sentence = f"The server was too busy to begin within {seconds:g} seconds; try again later."
+        error = RequestError(
+            ErrorCode.OVERLOADED, sentence, retry_after_seconds=self._retry_after_seconds()
+        )
+        self.remove(waiting.request_ids[0])
+        return waiting, error
+
+    def observe(self, now: float) -> None:
+        """Measures the pace; to be called when places may have been given back."""
+        num_given_back = self._ledger.num_given_back
+        if self._was_waited_for:
+            self._pace.note(num_given_back - self._num_given_back, now - self._observed_at)
+        self._num_given_back, self._observed_at = num_given_back, now
+        self._was_waited_for = bool(self._queue)
+
+    def _first(self) -> Waiting | None:
+        return next(iter(self._queue.values()), None)
+
+    def _has_places(self, num_answers: int) -> bool:
+        return self._ledger.num_under_way + num_answers <= self._limits.max_concurrent
+
+    def _retry_after_seconds(self) -> float:
+        seconds = self._pace.seconds_for(self._ledger.num_queued)
+        return min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)

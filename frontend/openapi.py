@@ -1,0 +1,195 @@
+"""The API as an OpenAPI 3.1 document, made of what serves: routes, and the structs that validate.
+
+A route says of itself in its decorator what the framework cannot know: `body`, the `Fields` of its
+request, `answers`, the media types of its response, and `public`, where it needs no key.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import msgspec
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+
+from frontend.descriptions import FIELDS
+from frontend.fields import Fields
+from frontend.version import VERSION
+from shared.errors import FAILURES
+
+Json = dict[str, Any]
+
+_REF = "#/components/schemas/{name}"
+_GET_STATUSES = frozenset({401, 404, 405, 431, 500, 503})
+_EXAMPLES: dict[str, Json] = {  # by the name of the body's struct
+    "ChatRequest": {
+        "model": "model",
+        "messages": [{"role": "user", "content": "What is 17 + 25?"}],
+        "max_tokens": 64,
+    },
+    "CompletionRequest": {"model": "model", "prompt": "The capital of France is", "max_tokens": 16},
+    "TokenizeRequest": {"prompt": "Hello, world"},
+    "DetokenizeRequest": {"tokens": [1, 2, 3]},
+}
+
+
+class ErrorDetail(Struct):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None  # the path of the field
+    code: str | None
+
+
+class ErrorBody(Struct):
+    """The body of every error, on every route."""
+
+    error: ErrorDetail
+
+
+def document(handlers: Iterable[HTTPRouteHandler], public_paths: Collection[str]) -> Json:
+    """The whole document, with each path of each route; those that are not public need a key."""
+    routes = list(handlers)
+    paths: dict[str, Json] = {}
+    for handler in routes:
+        for path in sorted(handler.paths):
+            operations = paths.setdefault(_template(path), {})
+            for method in sorted(handler.http_methods):
+                operations[method.lower()] = _operation(
+                    handler, method, path, is_locked=path not in public_paths
+                )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "transformers-openai-api",
+            "version": VERSION,
+            "summary": "An OpenAI-compatible API for Hugging Face models.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(handler.opt["body"] for handler in routes if "body" in handler.opt),
+            "responses": {f"Error{status}": _error_response(status) for status in _statuses()},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+            },
+        },
+    }
+
+
+def endpoints(document: Json) -> list[str]:
+    """Each route once, such as `GET /v1/models`."""
+    return [
+        f"{method.upper()} {path}"
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if operation["x-main-path"] == path
+    ]
+
+
+def _main_path(handler: HTTPRouteHandler) -> str:
+    """The path under which a route is known best: OpenAI's where it is one of the API."""
+    ordered = sorted(handler.paths, key=lambda path: (path.startswith("/v1"), len(path)))
+    return _template(ordered[-1] if handler.fn.__module__ == "frontend.routes" else ordered[0])
+
+
+def _operation(handler: HTTPRouteHandler, method: str, path: str, *, is_locked: bool) -> Json:
+    operation: Json = {
+        "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_"),
+        "summary": (handler.fn.__doc__ or "").strip(),
+        "x-main-path": _main_path(handler),
+        "responses": _responses(handler, is_locked),
+    }
+    if is_locked:
+        operation["security"] = [{"bearer": []}, {"header": []}]
+    if "body" in handler.opt:
+        operation["requestBody"] = _request_body(handler.opt["body"])
+    names = re.findall(r"{(\w+)", path)
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    return operation
+
+
+def _responses(handler: HTTPRouteHandler, is_locked: bool) -> Json:
+    kinds = handler.opt.get("answers", ("application/json",))
+    answer = {"description": "The answer.", "content": {kind: {"schema": {}} for kind in kinds}}
+    statuses = set(_statuses()) if "body" in handler.opt else set(_GET_STATUSES)
+    statuses -= set() if is_locked else {401}
+    errors = {str(s): {"$ref": f"#/components/responses/Error{s}"} for s in sorted(statuses)}
+    return {"200": answer, **errors}
+
+
+def _request_body(fields: Fields) -> Json:
+    name = fields.shape.__name__
+    content: Json = {"schema": {"$ref": _REF.format(name=name)}}
+    if name in _EXAMPLES:
+        content["example"] = _EXAMPLES[name]
+    neutral = "; ".join(
+        f"{field} ({' or '.join(map(_shown, values)) or 'null'})"
+        for field, values in sorted(fields.neutral_values.items())
+    )
+    description = (
+        f"Without effect: {', '.join(sorted(fields.without_effect))}.\n\n"
+        f"Refused with other values than these: {neutral or 'none'}.\n\n"
+        "A field of any other name is accepted, and named in the X-Ignored-Fields header."
+    )
+    body = {"application/json": content}
+    return {"required": True, "description": description, "content": body}
+
+
+def _schemas(bodies: Iterable[Fields]) -> Json:
+    shapes: list[type[Struct]] = [fields.shape for fields in bodies]
+    _, schemas = msgspec.json.schema_components([*shapes, ErrorBody], ref_template=_REF)
+    for shape in shapes:
+        schema = schemas[shape.__name__]
+        required = schema.get("required", ())
+        schema["properties"] = {
+            name: _described(name, field if name in required else _or_null(field))
+            for name, field in schema["properties"].items()
+        }
+    return schemas
+
+
+def _described(name: str, schema: Json) -> Json:
+    return {**schema, "description": FIELDS[name]} if name in FIELDS else schema
+
+
+def _or_null(schema: Json) -> Json:
+    """The same, where null stands for absent, as it does at the top level of every request."""
+    if {"type": "null"} in schema.get("anyOf", ()):
+        return schema
+    inner = {key: value for key, value in schema.items() if key != "default"}
+    return {"anyOf": [inner, {"type": "null"}], "default": schema.get("default")}
+
+
+def _error_response(status: int) -> Json:
+    codes = [code for code, failure in FAILURES.items() if failure.status == status]
+    shown = [code.value for code in codes if FAILURES[code].shows_code]
+    schema = {"$ref": _REF.format(name=ErrorBody.__name__)}
+    response: Json = {
+        "description": f"Code: {', '.join(shown) or 'null'}.",
+        "content": {"application/json": {"schema": schema}},
+    }
+    if any(FAILURES[code].retry_after_seconds for code in codes):
+        text = "Seconds after which to try again."
+        response["headers"] = {
+            "Retry-After": {"description": text, "schema": {"type": "integer", "minimum": 1}}
+        }
+    return response
+
+
+def _statuses() -> list[int]:
+    return sorted({failure.status for failure in FAILURES.values()})
+
+
+def _template(path: str) -> str:
+    """A path with its parameters as OpenAPI writes them."""
+    return re.sub(r"{(\w+):\w+}", r"{\1}", path)
+
+
+def _shown(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
