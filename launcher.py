@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Launcher:
         path = Path(self._run_directory) / f"{identity.room}.{identity.epoch}.json"
         path.write_bytes(wire.to_json(child))
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "shared.process", str(path)],
+            self._command(identity, path),
             env=_child_environment(identity.kind, os.environ),
             stdin=subprocess.DEVNULL,
             pass_fds=[self._listener.fileno()] if identity.kind == "frontend" else [],
@@ -134,6 +134,10 @@ class Launcher:
         pidfd = os.pidfd_open(process.pid)
         self._poll.register(pidfd, select.POLLIN)
         self._children[identity.room] = Child(identity, process, pidfd)
+
+    def _command(self, identity: Identity, config_path: Path) -> list[str]:
+        """How a room is started; benchmarks put another program in the place of some."""
+        return [sys.executable, "-P", "-m", "shared.process", str(config_path)]
 
     def _receive(self) -> None:
         for message in self._mailbox.receive():
@@ -190,6 +194,9 @@ class Launcher:
                 else:
                     child.process.kill()  # it loads, does not listen, and holds no request
             _wait_or_kill(children, time.monotonic() + seconds)
+
+
+MakeLauncher = Callable[[ServerConfig, str, socket.socket], Launcher]
 
 
 class _SignalPipe:
@@ -341,7 +348,7 @@ def usable_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return usable
 
 
-def serve() -> int:
+def serve(make_launcher: MakeLauncher = Launcher) -> int:
     """Runs one server to its end; returns the exit status, or raises FatalError."""
     config = flags.parse(sys.argv[1:], usable_environment(os.environ))
     logs.set_up("launcher", config.launcher.loglevel)
@@ -349,15 +356,15 @@ def serve() -> int:
     listener = open_listener(config.launcher.host, config.launcher.port)
     port = listener.getsockname()[1]
     run_directory = open_run_directory(config.launcher.run_directory, port, os.environ)
-    status = Launcher(config, run_directory, listener).run()
+    status = make_launcher(config, run_directory, listener).run()
     _remove_leftovers(Path(run_directory))
     return status
 
 
-def main() -> int:
+def main(make_launcher: MakeLauncher = Launcher) -> int:
     """The boundary of the program: a FatalError is one line and its exit status."""
     try:
-        return serve()
+        return serve(make_launcher)
     except FatalError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201 — the one line of a failed start
         return error.exit_status
