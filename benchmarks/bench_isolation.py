@@ -122,7 +122,7 @@ def table(phases: Phases, steps: WorkerRecord, loop: FrontendRecord) -> dict[str
     seconds = phases.beside[1] - phases.beside[0]
     found: dict[str, Any] = {
         "prompts_per_second": len(phases.replies) / (seconds + SETTLE_SECONDS),
-        "prompt_statuses": sorted({reply.status for reply in phases.replies}),
+        "prompt_statuses": ",".join(sorted({str(reply.status) for reply in phases.replies})),
         "tokenizer_cores": phases.tokenizer_seconds / (seconds + SETTLE_SECONDS),
         "steps_alone": len(alone),
         "steps_beside": len(beside),
@@ -163,7 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     found = measure(options.streams, options.seconds, admitted=options.admitted)
     for name, value in found.items():
-        print(f"{name:24} {value if isinstance(value, list) else round(value, 2):>10}")
+        print(f"{name:24} {value if isinstance(value, str) else round(value, 2):>10}")
     print(json.dumps(found))
 
 

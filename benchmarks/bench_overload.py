@@ -27,11 +27,14 @@ STEP_MS = 10.0
 NUM_ROWS = 32
 MAX_CONCURRENT = 2 * NUM_ROWS  # half of them wait for a row
 CONCURRENCIES = (NUM_ROWS, MAX_CONCURRENT * 3 // 4, MAX_CONCURRENT)
-MAX_TOKENS = 32
-REQUEST = post(
-    "/v1/chat/completions",
-    {"messages": [{"role": "user", "content": "hello"}], "max_tokens": MAX_TOKENS},
-)
+# Of different lengths, so that answers do not come in waves.
+REQUESTS = [
+    post(
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "hello"}], "max_tokens": num_tokens},
+    )
+    for num_tokens in range(16, 49)
+]
 REFUSED_AT_THE_DOOR = 429
 WARM_UP_SECONDS = 1.0
 
@@ -56,12 +59,13 @@ class Overload:
 
 async def saturate(port: int, concurrency: int, seconds: float) -> Overload:
     """A closed loop: each connection asks again as soon as it is answered."""
+    chance = random.Random(0)
     started = time.monotonic()
     replies: list[Reply] = []
 
     async def work(connection: Connection) -> None:
         while time.monotonic() < started + seconds:
-            replies.append(await connection.ask(REQUEST))
+            replies.append(await connection.ask(chance.choice(REQUESTS)))
         connection.close()
 
     connections = [await connect(port) for _ in range(concurrency)]
@@ -76,7 +80,7 @@ async def flood(port: int, rate: float, seconds: float) -> Overload:
     tasks: list[asyncio.Task[Reply]] = []
     while due < started + seconds:
         await asyncio.sleep(due - time.monotonic())
-        tasks.append(asyncio.create_task(pool.ask(REQUEST)))
+        tasks.append(asyncio.create_task(pool.ask(chance.choice(REQUESTS))))
         due += chance.expovariate(rate)
     replies = await asyncio.gather(*tasks)
     pool.close()
