@@ -28,11 +28,11 @@ OF_ANY_ANSWER: dict[str, st.SearchStrategy[Any]] = {
     "frequency_penalty": PENALTY,
     "presence_penalty": PENALTY,
     "logit_bias": st.dictionaries(TOKEN_ID.map(str), st.floats(-100, 100), max_size=3),
-    "min_tokens": st.integers(0, MAX_TOKENS),
+    "min_tokens": st.integers(0, 6),
     "ignore_eos": st.booleans(),
     "stop_token_ids": st.lists(TOKEN_ID, max_size=40),
     "stop": STOP | st.lists(STOP, max_size=4),
-    "n": st.integers(1, 3),
+    "n": st.sampled_from([2, 3, 1]),
     "cache_salt": st.sampled_from(["mine", "yours"]),
     "skip_special_tokens": st.booleans(),
     "include_stop_str_in_output": st.booleans(),
@@ -51,7 +51,7 @@ OF_CHAT = {
     "add_generation_prompt": st.booleans(),
     "continue_final_message": st.booleans(),
 }
-OF_COMPLETION = {**OF_ANY_ANSWER, "echo": st.booleans(), "best_of": st.integers(1, 3)}
+OF_COMPLETION = {**OF_ANY_ANSWER, "echo": st.booleans(), "best_of": st.sampled_from([2, 1])}
 PROMPTS: st.SearchStrategy[Any] = (
     TEXT
     | st.lists(TEXT, min_size=1, max_size=2)
@@ -65,7 +65,11 @@ FRAMING = {"stream", "stream_options"}
 @st.composite
 def chats(draw: st.DrawFn, *, has_logprobs: bool) -> dict[str, Any]:
     """The body of a chat request, its framing left open."""
-    body: dict[str, Any] = {"messages": HELLO, "seed": 1, **_some(draw, OF_CHAT)}
+    body: dict[str, Any] = {
+        "messages": HELLO,
+        "seed": 1,
+        **draw(st.fixed_dictionaries({}, optional=OF_CHAT)),
+    }
     body |= _length(draw, least=1)
     if body.get("continue_final_message"):
         body |= {"messages": ANSWERED, "add_generation_prompt": False}
@@ -78,7 +82,11 @@ def chats(draw: st.DrawFn, *, has_logprobs: bool) -> dict[str, Any]:
 @st.composite
 def completions(draw: st.DrawFn, *, has_logprobs: bool) -> dict[str, Any]:
     """The body of a completion request, its framing left open."""
-    body = {"prompt": draw(PROMPTS), "seed": 1, **_some(draw, OF_COMPLETION)}
+    body = {
+        "prompt": draw(PROMPTS),
+        "seed": 1,
+        **draw(st.fixed_dictionaries({}, optional=OF_COMPLETION)),
+    }
     body |= _length(draw, least=0 if body.get("echo") and has_logprobs else 1)
     if "best_of" in body:
         body["n"] = body["best_of"]
@@ -87,11 +95,6 @@ def completions(draw: st.DrawFn, *, has_logprobs: bool) -> dict[str, Any]:
     if has_logprobs and draw(st.booleans()):
         body["logprobs"] = draw(st.integers(0, 20))
     return body | _unknown(draw)
-
-
-def _some(draw: st.DrawFn, table: dict[str, st.SearchStrategy[Any]]) -> dict[str, Any]:
-    names = draw(st.lists(st.sampled_from(sorted(table)), unique=True, max_size=12))
-    return {name: draw(table[name]) for name in names}
 
 
 def _length(draw: st.DrawFn, *, least: int) -> dict[str, int]:
