@@ -6,38 +6,30 @@ however many alternatives are asked for.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
 
-from benchmarks.formula.formula import START, advance, mix
-from shared.messages import TokenLogprobs
+from benchmarks.formula.formula import mix
 from shared.sampling import MAX_LOGPROBS
+
+Score = tuple[float, tuple[int, ...], tuple[float, ...]]  # logprob, best tokens, their logprobs
 
 
 class Likelihoods:
-    """The distribution of the next token, by state."""
+    """The distribution of the next token, by state; `token_ids` are the whole vocabulary."""
 
     def __init__(self, token_ids: Iterable[int]) -> None:
-        self._token_ids: Sequence[int] = sorted(set(token_ids))
+        self._token_ids = sorted(set(token_ids))
         self._ranks = {token_id: rank for rank, token_id in enumerate(self._token_ids)}
 
-    def told(self, state: int, token_id: int, num_alternatives: int) -> TokenLogprobs:
+    def score(self, state: int, token_id: int, num_alternatives: int) -> Score:
         """What is told of a token that follows this state, and of the best ones."""
-        first = mix(state) % len(self._token_ids)
-        best = [self._token_ids[(first + rank) % len(self._token_ids)]
-                for rank in range(num_alternatives)]  # fmt: skip
-        return TokenLogprobs(
-            self._logprob((self._ranks.get(token_id, first - 1) - first) % len(self._token_ids)),
-            tuple(best),
-            tuple(self._logprob(rank) for rank in range(num_alternatives)),
+        num_tokens = len(self._token_ids)
+        first = mix(state) % num_tokens
+        rank = (self._ranks[token_id] - first) % num_tokens
+        best = tuple(
+            self._token_ids[(first + rank) % num_tokens] for rank in range(num_alternatives)
         )
-
-    def of_prompt(self, prompt: Sequence[int], num_alternatives: int) -> Iterator[TokenLogprobs]:
-        """What is told of every token of a prompt but the first."""
-        state = START
-        for token_id, following in pairwise(prompt):
-            state = advance(state, token_id)
-            yield self.told(state, following, num_alternatives)
+        return self._logprob(rank), best, tuple(map(self._logprob, range(num_alternatives)))
 
     def _logprob(self, rank: int) -> float:
         if rank < MAX_LOGPROBS:

@@ -98,7 +98,7 @@ def completions(draw: st.DrawFn, *, has_logprobs: bool) -> dict[str, Any]:
 
 
 def _length(draw: st.DrawFn, *, least: int) -> dict[str, int]:
-    """One of the two lengths or both, and no less than `min_tokens` may be: 400 is tested too."""
+    """One of the two lengths; under `min_tokens` it is a 400, which must be the same both ways."""
     name = draw(st.sampled_from(sorted(LENGTHS)))
     length = draw(LENGTHS[name])
     return {name: least if least == 0 and draw(st.booleans()) else length}
