@@ -40,6 +40,7 @@ class Assembled:
 
     def take(self, body: dict[str, Any]) -> None:
         """Adds a chunk, or a whole body."""
+        assert "error" not in body, body["error"]
         for choice in body["choices"]:
             self.choices.setdefault(choice["index"], Choice()).take(choice)
         if body.get("usage") is not None:
@@ -66,9 +67,9 @@ def from_stream(response: httpx.Response) -> Assembled:
     assert (done, rest) == ("data: [DONE]", "")
     assert all(event.startswith("data: ") for event in events)
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
-    assert len({tuple(chunk[name] for name in SAME_IN_EVERY_CHUNK) for chunk in chunks}) == 1
     for chunk in chunks:
         assembled.take(chunk)
+    assert len({tuple(chunk[name] for name in SAME_IN_EVERY_CHUNK) for chunk in chunks}) == 1
     assert all(choice.finish_reason for choice in assembled.choices.values())
     return assembled
 
