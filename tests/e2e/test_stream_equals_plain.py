@@ -86,8 +86,15 @@ def assert_sound(plain: Assembled, body: dict[str, Any]) -> None:
     cached = plain.usage["prompt_tokens_details"]["cached_tokens"]
     assert 0 <= cached < plain.usage["prompt_tokens"]
     assert sorted(plain.choices) == [*range(len(plain.choices))]
-    if not body.get("logprobs"):
-        assert not any(choice.logprobs for choice in plain.choices.values())
+    is_scored = body.get("logprobs", False) is not False
+    for choice in plain.choices.values():
+        assert "".join(map(text_of, choice.logprobs)) == (choice.text if is_scored else "")
+
+
+def text_of(line: Any) -> str:
+    """The token of one line of logprobs; see `assembled.py`."""
+    token: str = line["token"] if isinstance(line, dict) else line[0]
+    return token
 
 
 def forget_what_may_differ(plain: Assembled, streamed: Assembled) -> None:
