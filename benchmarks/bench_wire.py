@@ -23,8 +23,8 @@ def step_messages(num_sequences: int) -> list[Message]:
     first = (0,) * num_sequences  # everybody asked for one answer
     texts = (" word",) * num_sequences
     return [
-        TokensSampled(0, 1, 7, (), ids, first, numbers, numbers, ()),
-        TextProduced(0, 1, ids, first, numbers, texts, numbers, ()),
+        TokensSampled(0, 1, 7, (), ids, first, numbers, numbers, (), ()),
+        TextProduced(0, 1, ids, first, numbers, texts, numbers, (), (), ()),
     ]
 
 
