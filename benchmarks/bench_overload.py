@@ -96,6 +96,8 @@ def row(saturated: float, overload: Overload, record: FrontendRecord) -> dict[st
         )
         if status == REFUSED_AT_THE_DOOR and overload.includes(moment)
     ]
+    looks = zip(record.looked_at, record.lags, strict=True)
+    lags = [lag * 1e3 for moment, lag in looks if overload.includes(moment)]
     statuses = [reply.status for reply in overload.replies]
     return {
         "saturated_per_second": saturated,
@@ -104,6 +106,8 @@ def row(saturated: float, overload: Overload, record: FrontendRecord) -> dict[st
         "refusal_p50_ms": percentile(refusals, 0.5),
         "refusal_p99_ms": percentile(refusals, 0.99),
         "refusal_max_ms": max(refusals, default=0.0),
+        "loop_lag_p99_ms": percentile(lags, 0.99),
+        "loop_lag_max_ms": max(lags, default=0.0),
         "goodput_share": overload.rate(200) / saturated,
         "answered": statuses.count(200),
         "let_in_and_not_answered": sum(s not in (200, REFUSED_AT_THE_DOOR) for s in statuses),
