@@ -37,7 +37,6 @@ class RunningServer:
             stderr=subprocess.PIPE,
             text=True,
             cwd=tempfile.gettempdir(),
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         self.log: list[str] = []
         self.port = 0
