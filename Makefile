@@ -45,13 +45,14 @@ format: install  ## let ruff mend what it can
 	$(PY) -m ruff format
 
 types: install  ## static types (mypy, strict)
-	$(PY) -m mypy launcher.py $(PACKAGES)
+	$(PY) -m mypy launcher.py example_client.py deploy/docker/health_check.py $(PACKAGES)
 
 imports: install  ## which room may import what (import-linter)
 	$(VENV)/bin/lint-imports
 
-docs: install  ## write the generated table of docs/flags.md anew
+docs: install  ## write the generated parts anew: docs/flags.md, docker-compose.yml
 	$(PY) -m tests.test_docs
+	$(PY) -m tests.test_containers
 
 check: lint types imports test  ## all of the above: run it before a push
 

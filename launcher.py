@@ -7,56 +7,40 @@ lock, and watches its children. For now one child's death ends the service as a 
 get an error, the log says which process died and why, and the exit status is not zero.
 """
 
+import sys
+
+if sys.platform != "linux":  # before the imports, of which some need Linux
+    sys.exit("transformers-openai-api needs Linux: use WSL2 or Docker on Windows, Docker on macOS")
+
 import dataclasses
-import errno
-import fcntl
-import ipaddress
 import logging
 import os
-import re
 import select
 import signal
 import socket
-import stat
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared import flags, logs, wire
-from shared.config import Identity, ServerConfig, is_local_path
-from shared.errors import (
-    EXIT_CONFIGURATION,
-    EXIT_FAILED,
-    EXIT_PORT_IN_USE,
-    ErrorCode,
-    FatalError,
-)
+from shared import logs, wire
+from shared.config import Identity, ServerConfig
+from shared.errors import EXIT_FAILED, ErrorCode, FatalError
+from shared.launching import flags, preflight
+from shared.launching.environment import child_environment, usable_environment
+from shared.launching.listener import is_open_to_others, open_listener
+from shared.launching.run_directory import PROGRAM, open_run_directory, remove_leftovers
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import AddressBook, ModelFacts, Peer, RoomReady, RoomStarted, Stop
 from shared.process import ChildProcess, last_words_path
-from shared.sockets import MAX_PATH_BYTES
 
 logger = logging.getLogger("launcher")
 
-ROOT = Path(__file__).resolve().parent
-PROGRAM = "transformers-openai-api"
 STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the other rooms
 PROFILE_SECONDS = 60.0  # for the worker to write what --torch-profiling has recorded
-# How long an idle OpenMP thread of the worker spins before it sleeps, in turns of a loop: about a
-# millisecond. Sleeping at once doubles a step's time on two threads; torch's own default, far
-# longer, keeps cores from the other rooms. See docs/log.md.
-SPIN_COUNT = "20000"
-LISTEN_BACKLOG = 1024
-# What an earlier run may have left behind; nothing else in a directory is ours to delete.
-_OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)")
 FIRST_EPOCH = 1
-MAX_EPOCH = 9999  # more lives than a room can have before the service gives up
-UNREAD_MILLISECONDS = 60_000  # how long the kernel keeps bytes that a client does not take
 
 
 @dataclass
@@ -120,6 +104,7 @@ class Launcher:
         child = ChildProcess(
             os.getpid(),
             self._config.launcher.loglevel,
+            self._config.launcher.log_format,
             identity.kind,
             dataclasses.asdict(dataclasses.replace(config, identity=identity)),
         )
@@ -127,7 +112,7 @@ class Launcher:
         path.write_bytes(wire.to_json(child))
         process = subprocess.Popen(
             self._command(identity, path),
-            env=_child_environment(identity.kind, os.environ),
+            env=child_environment(identity.kind, os.environ),
             stdin=subprocess.DEVNULL,
             pass_fds=[self._listener.fileno()] if identity.kind == "frontend" else [],
         )
@@ -253,112 +238,42 @@ def _wait_or_kill(children: list[Child], deadline: float) -> None:
             child.process.wait()
 
 
-def _child_environment(kind: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """The launcher's own, with this project first on the path and no thread pool left spinning."""
-    child = dict(environ)
-    child["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environ.get("PYTHONPATH")])])
-    child["TOKENIZERS_PARALLELISM"] = "false"
-    if kind == "worker":
-        child.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        child.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    else:
-        child["OMP_NUM_THREADS"] = "1"
-    return child
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """Binds the HTTP port before anything heavy starts, or raises FatalError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit it: one whose client stops reading ends, with all that it was sent.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        is_taken = error.errno == errno.EADDRINUSE
-        reason = f"cannot listen on {host}:{port}: {error.strerror}; set another --host or --port"
-        raise FatalError(reason, EXIT_PORT_IN_USE if is_taken else EXIT_CONFIGURATION) from error
-    listener.listen(LISTEN_BACKLOG)
-    return listener
-
-
-def open_run_directory(asked: str, port: int, environ: Mapping[str, str]) -> str:
-    """Makes and locks the directory for sockets; raises FatalError if it cannot be used."""
-    parent = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    path = Path(asked) if asked else parent / f"{PROGRAM}-{os.getuid()}-{port}"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_run_directory(path)
-        _lock(path)
-        _remove_leftovers(path)
-    except OSError as error:
-        reason = f"--run-directory {path}: {error.strerror}; choose another"
-        raise FatalError(reason, EXIT_CONFIGURATION) from error
-    return str(path)
-
-
-def _check_run_directory(path: Path) -> None:
-    status = path.lstat()  # a link that somebody else planted is not followed
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or path.is_symlink():
-        reason = f"--run-directory {path} must be your own directory with mode 0700"
-        raise FatalError(reason, EXIT_CONFIGURATION)
-    longest = path / f"detokenizer-0.{MAX_EPOCH}"
-    if len(os.fsencode(longest)) > MAX_PATH_BYTES:
-        reason = f"--run-directory {path} is too long for sockets; choose a shorter one"
-        raise FatalError(reason, EXIT_CONFIGURATION)
-
-
-def _lock(path: Path) -> None:
-    """Holds a lock (flock(2)) until this process ends.
-
-    A second bind on an `ipc://` path would silently take the first one's messages.
-    """
-    lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        reason = f"--run-directory {path} is in use by another server"
-        raise FatalError(reason, EXIT_CONFIGURATION) from error
-
-
-def _remove_leftovers(path: Path) -> None:
-    for leftover in path.iterdir():
-        if _OWN_FILES.fullmatch(leftover.name):
-            leftover.unlink()
-
-
-def check_model_name(hf_model: str) -> None:
-    """Refuses at once what is no model: nothing heavy has been imported yet."""
-    if not hf_model:
-        raise FatalError("--hf-model is empty; `demo` is built in", EXIT_CONFIGURATION)
-    if is_local_path(hf_model) and not Path(hf_model).expanduser().is_dir():
-        raise FatalError(f"--hf-model {hf_model}: there is no such directory", EXIT_CONFIGURATION)
-
-
-def usable_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without a HOSTNAME that is no address, as shells and containers set it."""
-    usable = dict(environ)
-    hostname = usable.get("HOSTNAME", "")
-    try:
-        ipaddress.ip_address("127.0.0.1" if hostname == "localhost" else hostname)
-    except ValueError:
-        usable.pop("HOSTNAME", None)
-    return usable
-
-
 def serve(make_launcher: MakeLauncher = Launcher) -> int:
     """Runs one server to its end; returns the exit status, or raises FatalError."""
-    config = flags.parse(sys.argv[1:], usable_environment(os.environ))
-    logs.set_up("launcher", config.launcher.loglevel)
-    check_model_name(config.worker.model.hf_model)
+    settings = flags.read(sys.argv[1:], usable_environment(os.environ))
+    config = settings.config
+    if config.launcher.print_config:
+        sys.stdout.write(flags.described(settings))
+        return 0
+    logs.set_up("launcher", config.launcher.loglevel, config.launcher.log_format)
+    _log_what_is_not_used(settings)
+    preflight.check(config)
     listener = open_listener(config.launcher.host, config.launcher.port)
+    _warn_when_open(config, listener)
     port = listener.getsockname()[1]
     run_directory = open_run_directory(config.launcher.run_directory, port, os.environ)
     status = make_launcher(config, run_directory, listener).run()
-    _remove_leftovers(Path(run_directory))
+    remove_leftovers(Path(run_directory))
     return status
+
+
+def _log_what_is_not_used(settings: flags.Settings) -> None:
+    for given in settings.without_effect:
+        logger.warning("%s has no effect", given)
+    hostname = os.environ.get("HOSTNAME", "")
+    if hostname and settings.origins["host"] == flags.DEFAULT:
+        logger.info(
+            "HOSTNAME=%s is no address of this machine and is not used: listening on %s",
+            hostname, settings.config.launcher.host,
+        )  # fmt: skip
+
+
+def _warn_when_open(config: ServerConfig, listener: socket.socket) -> None:
+    if is_open_to_others(listener) and not config.frontend.api_keys:
+        logger.warning(
+            "listening on %s without an API key: whoever reaches the port may call; "
+            "set --api-key, or --host 127.0.0.1", config.launcher.host,
+        )  # fmt: skip
 
 
 def main(make_launcher: MakeLauncher = Launcher) -> int:

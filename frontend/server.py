@@ -58,6 +58,7 @@ def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
         metrics=metrics,
         model=ServedModel(config, created=int(time.time())),
         max_choices=min(config.max_n, config.max_concurrent),
+        reasoning_field=config.reasoning_field,
     )
 
 

@@ -22,11 +22,14 @@ class Service:
     metrics: Metrics
     model: ServedModel
     max_choices: int  # most answers to one request
+    reasoning_field: str = "both"  # `--reasoning-field`
 
     def rules(self) -> Rules:
         """What requests are translated by, now."""
         facts = self.engine.model()
-        return Rules(self.model, self.max_choices, facts.sampling_defaults if facts else {})
+        defaults = facts.sampling_defaults if facts else {}
+        field = self.reasoning_field
+        return Rules(self.model, self.max_choices, defaults, reasoning_field=field)
 
 
 def service_of(request: ApiRequest) -> Service:

@@ -63,6 +63,27 @@ def is_tested(config: PreTrainedConfig) -> bool:
     return text_config(config).model_type in TESTED_MODEL_TYPES
 
 
+def refuse_contradiction(
+    config: PreTrainedConfig, architecture_type: str, serving_type: str
+) -> None:
+    """Raises FatalError where a flag (empty: not given) says otherwise than the checkpoint."""
+    is_whisper = config.model_type == "whisper"
+    actual = {
+        "--architecture-type": (
+            architecture_type,
+            "encoder-decoder" if config.is_encoder_decoder else "decoder",
+        ),
+        "--serving-type": (serving_type, "whisper" if is_whisper else "chat"),
+    }
+    for flag, (asked, found) in actual.items():
+        if asked not in ("", found):
+            raise FatalError(
+                f"{flag} {asked}: the checkpoint's config, of model type {config.model_type!r}, "
+                f"says {found}; leave the flag out or choose another --hf-model",
+                EXIT_CONFIGURATION,
+            )
+
+
 def refuse_unsupported(config: PreTrainedConfig) -> None:
     """Raises FatalError for a model whose config says that it cannot be served rightly."""
     reason = _reason_against(config)
@@ -104,7 +125,8 @@ def _reason_against(config: PreTrainedConfig) -> str | None:
         for reason, model_types in _REFUSED.items():
             if model_type in model_types:
                 return reason
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not brings_code and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "transformers has no text generator (AutoModelForCausalLM) for it"
     return _reason_against_layers(text) or _reason_against_rope(text)
 

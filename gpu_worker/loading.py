@@ -11,18 +11,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from gpu_worker.architectures import (
     is_tested,
     longest_context,
+    refuse_contradiction,
     refuse_unsupported,
     text_config,
 )
 from gpu_worker.attention.choice import make_backend
+from gpu_worker.checkpoint import Weights, broken_pickle, check_memory, find_weights
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
+from gpu_worker.model_class import choose_class, is_stock
 from gpu_worker.packed_linear import pack_linears
 from gpu_worker.paged_attention import ATTENTION, unbind
 from gpu_worker.probe import ModelUse, probe
@@ -37,8 +40,9 @@ from gpu_worker.sizing import (
     wanted_context,
 )
 from gpu_worker.threads import default_threads
-from shared.config import WorkerConfig
-from shared.errors import EXIT_CONFIGURATION, FatalError, unloadable
+from shared.checkpoint_errors import unloadable
+from shared.config import ModelConfig, WorkerConfig
+from shared.errors import EXIT_CONFIGURATION, FatalError
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +64,17 @@ def load(config: WorkerConfig) -> LoadedModel:
     device = choose_device(config.accelerator_type)
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads or default_threads())
-    model_config = _load_config(config.model.hf_model, config.model.path)
+    model_config = _load_config(config.model)
+    refuse_contradiction(model_config, config.architecture_type, config.serving_type)
     refuse_unsupported(model_config)
+    model_class = choose_class(config.model_type, model_config)
     for flag in lengths_without_effect(config, has_encoder=False):
         logger.warning(
             "%s has no effect: it is for --static-cache, the encoder's for encoder-decoders", flag
         )
     wanted_context(config, longest_context(model_config, config.model.max_model_len))
-    model = _load_weights(config, choose_dtype(config.torch_dtype, device), device)
+    dtype = choose_dtype(config.torch_dtype, device)
+    model = _load_weights(config, model_class, dtype, device)
     return serve(model, config)
 
 
@@ -108,14 +115,14 @@ def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
 def _examined(model: PreTrainedModel) -> tuple[ModelUse, SequenceAngles]:
     """What the model asks of attention, after all that makes its rows independent of each other."""
     use = probe(model)
-    if is_tested(model.config):
+    if is_tested(model.config) and is_stock(model):
         return use, SequenceAngles(model)
     check = SelfCheck(model, use)
     angles = SequenceAngles(model)
     error = check.run(angles)
     logger.info(
-        "model type %r has no test of its own; its logits over the paged cache equal its stock "
-        "ones (relative error %.1g)", model.config.model_type, error,
+        "model type %r has no test of its own as %s; its logits over the paged cache equal its "
+        "stock ones (relative error %.1g)", model.config.model_type, type(model).__name__, error,
     )  # fmt: skip
     return use, angles
 
@@ -166,30 +173,27 @@ def choose_dtype(torch_dtype: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _load_config(hf_model: str, path: str) -> PreTrainedConfig:
+def _load_config(model: ModelConfig) -> PreTrainedConfig:
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise unloadable(hf_model, error) from error
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            model.path, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:  # what transformers raises over a foreign config is anything
+        raise unloadable(model.hf_model, error) from error
     return config
 
 
 def _load_weights(
-    config: WorkerConfig, dtype: torch.dtype, device: torch.device
+    config: WorkerConfig, model_class: Any, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     """The model with all of its weights; one that lacks some would answer from random numbers."""
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a bar is noise in a log file
     name = config.model.hf_model
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            config.model.path,
-            dtype=dtype,
-            device_map={"": device},
-            attn_implementation=ATTENTION,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        weights = find_weights(config.model, allow_pickle=config.allow_pickle_weights)
+        check_memory(weights, name, dtype, device)
+        loaded = _from_pretrained(config, model_class, weights, dtype=dtype, device=device)
     except (OSError, ValueError, SafetensorError) as error:
         raise unloadable(name, error) from error
     model: PreTrainedModel = loaded[0]
@@ -199,6 +203,32 @@ def _load_weights(
         raise FatalError(reason, EXIT_CONFIGURATION)
     model.eval()
     return model
+
+
+def _from_pretrained(
+    config: WorkerConfig,
+    model_class: Any,
+    weights: Weights,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """The model, and the report of what was missing; a pickle is read as data, never run."""
+    try:
+        return model_class.from_pretrained(
+            config.model.path,
+            trust_remote_code=config.model.trust_remote_code,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=ATTENTION,
+            use_safetensors=not weights.is_pickle,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        if weights.is_pickle:  # what reading a foreign pickle raises is anything
+            raise broken_pickle(config.model.hf_model, weights) from error
+        raise
 
 
 def _end_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -1,42 +1,18 @@
 """The configuration of every room: small frozen dataclasses, parsed once by the launcher.
 
-A field made by `flag` is a command-line flag and an environment variable (see `shared/flags.py`).
-A field without it is filled in by the launcher when it starts the room.
+A field made by `flag` is a command-line flag and an environment variable, which
+`shared/launching/flags.py` reads. A field without it is filled in by the launcher when it starts
+the room.
 """
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.flag import flag, listed
+
 DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "demo"
 BUILT_IN_MODELS = {"demo": DEMO_DIRECTORY / "chat"}
-
-
-def flag(
-    default: Any,
-    text: str,
-    *,
-    env: tuple[str, ...] = (),
-    aliases: tuple[str, ...] = (),
-    choices: tuple[str, ...] = (),
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-) -> Any:
-    """A dataclass field that is also `--its-name` and the environment variable `ITS_NAME`.
-
-    `env` replaces the variable's name; the first name that is set wins. `aliases` are further
-    options, such as `--old-name`, that mean the same.
-    """
-    metadata = {
-        "help": text,
-        "env": env,
-        "aliases": aliases,
-        "choices": choices,
-        "range": (at_least, at_most),
-    }
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 def is_local_path(hf_model: str) -> bool:
@@ -74,11 +50,15 @@ class ModelConfig:
     hf_model: str = flag(
         "mesolitica/malaysian-llama2-7b-32k-instructions",
         "Hugging Face id or local directory; `demo` is the built-in chat model",
+        is_basic=True,
     )
     max_model_len: int = flag(
         0,
         "longest prompt plus answer, in tokens; 0: what the model and the memory allow",
         at_least=0,
+    )
+    trust_remote_code: bool = flag(
+        False, "run Python code that comes with the checkpoint, where transformers has no class"
     )
 
     @property
@@ -91,7 +71,12 @@ class ModelConfig:
 
 
 def _max_concurrent() -> Any:
-    return flag(100, "most answers under way at a time; beyond it: 429", at_least=1)
+    return flag(
+        100,
+        "most answers under way at a time; others wait for a place (--max-queue)",
+        at_least=1,
+        is_basic=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -101,11 +86,47 @@ class FrontendConfig:
     identity: Identity = NOBODY
     socket_fd: int = -1  # the listening socket, held by the launcher
     model: ModelConfig = ModelConfig()
-    served_model_name: str = flag(
-        "", "the model's name in the API; default: as in --hf-model, of a path its last part"
+    api_key: str = flag(
+        "",
+        "what callers must send as `Authorization: Bearer`; several are separated by commas; "
+        "better set by the variable, as others can read a command line",
+        unset="everybody may call",
+        is_basic=True,
+        is_secret=True,
     )
+    served_model_name: str = flag(
+        "",
+        "the model's id in the API; further names after commas are aliases",
+        unset="as in --hf-model, of a path its last part",
+    )
+    accept_any_model: bool = flag(False, "answer whatever model a request names; else 404")
+    cors_origins: str = flag(
+        "",
+        "web pages' origins that may call from a browser, separated by commas; `*`: all",
+        unset="none",
+    )
+    public_metrics: bool = flag(False, "serve /metrics without the API key")
     max_concurrent: int = _max_concurrent()
+    max_queue: int = flag(
+        100,
+        "most answers that wait for a place beyond --max-concurrent; 0: none; beyond it: 429",
+        at_least=0,
+    )
+    queue_timeout: float = flag(
+        30.0, "most seconds a request waits for a place; beyond it: 503", at_least=0.001
+    )
     max_n: int = flag(128, "most answers to one prompt; never above --max-concurrent", at_least=1)
+    strict_max_tokens: bool = flag(
+        False, "refuse a max_tokens above what the context leaves; else it is lowered"
+    )
+    default_completion_max_tokens: int = flag(
+        16, "max_tokens of a /v1/completions request that names none", at_least=1
+    )
+    reasoning_field: str = flag(
+        "both",
+        "where a message holds the model's thoughts; `none`: in the content, as they were written",
+        choices=("both", "reasoning_content", "reasoning", "none"),
+    )
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
     )
@@ -119,10 +140,22 @@ class FrontendConfig:
     def model_name(self) -> str:
         """The model's id in the API: of a path only the last part, a Hub id whole."""
         hf_model = self.model.hf_model
-        if self.served_model_name or not hf_model.startswith(("/", ".", "~")):
-            return self.served_model_name or hf_model
+        if names := listed(self.served_model_name):
+            return names[0]
+        if not hf_model.startswith(("/", ".", "~")):
+            return hf_model
         path = Path(hf_model)
         return path.name if path.name.strip(".") else path.resolve().name  # `.` and `..`
+
+    @property
+    def model_aliases(self) -> tuple[str, ...]:
+        """Further names that mean the same model."""
+        return listed(self.served_model_name)[1:]
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys of which a caller must send one; none: everybody may call."""
+        return listed(self.api_key)
 
 
 @dataclass(frozen=True)
@@ -131,6 +164,22 @@ class TokenizerConfig:
 
     identity: Identity = NOBODY
     model: ModelConfig = ModelConfig()
+    tokenizer_type: str = flag(
+        "",
+        "transformers class of the tokenizer, such as AutoTokenizer",
+        unset="by the checkpoint",
+    )
+    processor_type: str = flag(
+        "",
+        "transformers class that prepares the input; of a text model its tokenizer's",
+        unset="by the checkpoint",
+    )
+    tokenizer_use_fast: bool = flag(
+        True, "transformers 5 has only fast tokenizers: false changes nothing"
+    )
+    chat_template: str = flag(
+        "", "Jinja file used in place of the checkpoint's chat template", unset="the checkpoint's"
+    )
 
 
 @dataclass(frozen=True)
@@ -147,13 +196,58 @@ class WorkerConfig:
     identity: Identity = NOBODY
     model: ModelConfig = ModelConfig()
     max_concurrent: int = _max_concurrent()
+    model_type: str = flag(
+        "",
+        "transformers class of the model, such as AutoModelForCausalLM",
+        unset="by the checkpoint",
+    )
+    architecture_type: str = flag(
+        "",
+        "what the checkpoint must be; only decoders are served yet",
+        choices=("decoder", "encoder-decoder"),
+        unset="by the checkpoint",
+    )
+    serving_type: str = flag(
+        "",
+        "what the checkpoint must be for; only chat is served yet",
+        choices=("chat", "whisper"),
+        unset="by the checkpoint",
+    )
+    allow_pickle_weights: bool = flag(
+        False,
+        "load pytorch_model.bin where there are no safetensors, by torch.load(weights_only=True)",
+    )
     torch_dtype: str = flag(
         "",
-        "weights and KV cache; default: bfloat16, on a CPU without bf16 matrix units float32",
+        "weights and KV cache; `auto`: the device's fastest",
         choices=("auto", "float32", "float16", "bfloat16"),
+        unset="bfloat16, on a CPU without bf16 matrix units float32",
+        is_basic=True,
     )
     accelerator_type: str = flag(
-        "", "default: cuda if there is a GPU, else cpu", choices=("cuda", "cpu")
+        "",
+        "device of the model",
+        choices=("cuda", "cpu"),
+        unset="cuda if there is a GPU, else cpu",
+        is_basic=True,
+    )
+    generation_config: str = flag(
+        "auto",
+        "`auto`: the checkpoint's generation config gives the sampling that a request leaves out",
+        choices=("auto", "none"),
+    )
+    override_generation_config: str = flag(
+        "",
+        "JSON object of sampling for what a request leaves out: temperature, top_p, top_k, min_p, "
+        "repetition_penalty",
+        unset="nothing",
+    )
+    hqq: bool = flag(False, "int4 weights; not built yet: refused")
+    torch_compile: bool = flag(False, "compile the forward pass; not built yet: refused")
+    torch_compile_mode: str = flag(
+        "reduce-overhead",
+        "mode of --torch-compile",
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     )
     continuous_batching_batch_size: int = flag(20, "most sequences in one step", at_least=1)
     continuous_batching_microsleep: float = flag(
@@ -189,8 +283,9 @@ class WorkerConfig:
     )
     cpu_kernels_directory: str = flag(
         "",
-        "where compiled CPU kernels are kept; default: ~/.cache/transformers-openai-api",
+        "where compiled CPU kernels are kept",
         env=("CPU_KERNELS_DIRECTORY", "CACHE_DIRECTORY"),
+        unset="~/.cache/transformers-openai-api",
     )
     cpu_threads: int = flag(
         0,
@@ -208,7 +303,9 @@ class WorkerConfig:
         200, "steps that --torch-profiling records; bounds its memory", at_least=1
     )
     torch_profiling_directory: str = flag(
-        "", "where the Chrome trace goes; default: the system's directory for temporary files"
+        "",
+        "where the Chrome trace goes",
+        unset="the system's directory for temporary files",
     )
 
 
@@ -216,13 +313,25 @@ class WorkerConfig:
 class LauncherConfig:
     """Launcher"""
 
-    host: str = flag("0.0.0.0", "bind address", env=("HOST", "HOSTNAME"))  # noqa: S104 — as the original
-    port: int = flag(7088, "bind port; 0: any free port", at_least=0, at_most=65535)
-    loglevel: str = flag("INFO", "log level", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    host: str = flag("0.0.0.0", "bind address", env=("HOST", "HOSTNAME"), is_basic=True)  # noqa: S104 — as the original
+    port: int = flag(7088, "bind port; 0: any free port", at_least=0, at_most=65535, is_basic=True)
+    loglevel: str = flag(
+        "INFO", "log level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), is_basic=True
+    )
+    log_format: str = flag("text", "lines for people or for machines", choices=("text", "json"))
+    config: str = flag(
+        "",
+        "YAML or JSON file of flags by their names, with - or _",
+        env=("CONFIG_FILE",),
+        unset="no file",
+        is_basic=True,
+    )
+    print_config: bool = flag(False, "print every flag, its value and where it is from, and exit")
     run_directory: str = flag(
         "",
-        "directory for sockets, private to the user; default: under $XDG_RUNTIME_DIR or /tmp",
+        "directory for sockets, private to the user",
         env=("RUN_DIRECTORY", "RUNTIME_DIRECTORY"),
+        unset="under $XDG_RUNTIME_DIR or /tmp",
     )
     tokenizer_processes: int = flag(1, "tokenizer processes", at_least=1)
 

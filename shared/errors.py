@@ -114,10 +114,3 @@ class FatalError(ServerError):
     def __init__(self, message: str, exit_status: int = EXIT_FAILED) -> None:
         super().__init__(message)
         self.exit_status = exit_status
-
-
-def unloadable(hf_model: str, error: Exception) -> FatalError:
-    """The one sentence about a model that transformers cannot load, with the way out."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    hint = "give a local directory, or use `demo`, which is built in"
-    return FatalError(f"--hf-model {hf_model}: {reason} ({hint})", EXIT_CONFIGURATION)

@@ -58,6 +58,7 @@ class ChildProcess:
 
     launcher_pid: int
     loglevel: str
+    log_format: str
     kind: str
     config: dict[str, Any]  # the fields of the kind's config class
 
@@ -72,7 +73,7 @@ def main(config_path: str) -> int:
     config: Any = msgspec.convert(child.config, kind.config_class)
     identity: Identity = config.identity
     setproctitle.setproctitle(f"{TITLE}: {identity.room}")
-    logs.set_up(identity.room, child.loglevel)
+    logs.set_up(identity.room, child.loglevel, child.log_format)
     return _run(kind.entry, config)
 
 

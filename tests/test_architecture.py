@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESS_ROOMS = ("frontend", "tokenizer_proc", "gpu_worker")
 ROOMS = (*PROCESS_ROOMS, "scheduler")
 PACKAGES = {*ROOMS, "shared", "demo", "benchmarks", "tests"}
+SCRIPTS = {"tests", "demo", "benchmarks", "launcher", "example_client"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -47,7 +48,7 @@ def python_files(*folders: str) -> list[Path]:
 
 
 SERVER_FILES = python_files("launcher.py", "shared", *ROOMS)
-PROJECT_FILES = [*SERVER_FILES, *python_files("demo", "benchmarks")]
+PROJECT_FILES = [*SERVER_FILES, *python_files("example_client.py", "demo", "benchmarks")]
 
 
 @cache
@@ -125,9 +126,13 @@ def test_the_launcher_imports_only_shared_and_the_standard_library() -> None:
     assert foreign == {"shared"}
 
 
+def test_the_example_client_needs_only_requests() -> None:
+    assert imported_roots(ROOT / "example_client.py") - sys.stdlib_module_names == {"requests"}
+
+
 def test_the_server_imports_neither_tests_nor_scripts() -> None:
     for path in SERVER_FILES:
-        strangers = imported_roots(path) & {"tests", "demo", "benchmarks", "launcher"}
+        strangers = imported_roots(path) & SCRIPTS
         assert not strangers, f"{name(path)} imports {strangers}"
 
 
@@ -152,8 +157,9 @@ def users_of_shared() -> dict[str, set[str]]:
     `shared.process` is how every process room starts, so each of them uses it.
     """
     users: dict[str, set[str]] = {
-        path.stem: set() for path in python_files("shared") if path.stem != "__init__"
-    }
+        path.stem: set() for path in sorted((ROOT / "shared").glob("*.py"))
+        if path.stem != "__init__"
+    }  # fmt: skip
     users["process"] |= set(PROCESS_ROOMS)
     for room in (*ROOMS, "launcher.py"):
         for path in python_files(room):
@@ -170,10 +176,16 @@ def users_of_shared() -> dict[str, set[str]]:
 
 def test_shared_modules_are_shared() -> None:
     users = users_of_shared()
-    # The launcher is one file and has no folder of its own: its parser lives in the corridor.
-    assert users.pop("flags") == {"launcher.py"}
     lonely = {module: rooms for module, rooms in users.items() if len(rooms) < 2}
     assert not lonely, f"used by one room only, so it belongs there: {lonely}"
+
+
+def test_what_comes_before_supervision_is_the_launchers_alone() -> None:
+    """The launcher is one file and has no folder of its own: this part of the corridor is its."""
+    for path in SERVER_FILES:
+        if path != ROOT / "launcher.py" and path.parent != ROOT / "shared/launching":
+            others = {m for m in imported_modules(path) if m.startswith("shared.launching")}
+            assert not others, f"{name(path)} imports {others}"
 
 
 # ── what may be touched ──────────────────────────────────────────────────────────────────────────
@@ -189,7 +201,7 @@ def test_only_the_launcher_reads_the_environment() -> None:
 
 def test_only_flags_parse_arguments() -> None:
     for path in SERVER_FILES:
-        if path != ROOT / "shared/flags.py":
+        if path != ROOT / "shared/launching/flags.py":
             assert "argparse" not in imported_roots(path), name(path)
 
 
@@ -248,15 +260,19 @@ SCHEDULER_MODULES = tuple(
 
 
 @pytest.mark.parametrize(
-    "modules",
-    [("launcher",), ("frontend.server",), ("tokenizer_proc.detokenizer",), SCHEDULER_MODULES],
-    ids=lambda modules: modules[0],
+    ("modules", "strangers"),
+    [
+        (("launcher",), ("torch", "transformers")),
+        (("frontend.server",), ("torch", "transformers")),
+        (("tokenizer_proc.detokenizer",), ("torch", "transformers.models")),
+        (SCHEDULER_MODULES, ("torch", "transformers")),
+    ],
+    ids=lambda names: names[0],
 )
-def test_torch_stays_in_the_worker(modules: tuple[str, ...]) -> None:
+def test_torch_stays_in_the_worker(modules: tuple[str, ...], strangers: tuple[str, ...]) -> None:
     """Asks a fresh interpreter, because no static rule sees what other packages import."""
     script = (
-        f"import sys, {', '.join(modules)}\n"
-        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+        f"import sys, {', '.join(modules)}\nprint(sorted({set(strangers)} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from shared import flags, messages
+from shared import messages
 from shared.errors import FAILURES
+from shared.launching import flags
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
 FLAGS_PAGE = ROOT / "docs/flags.md"
+MIGRATION_PAGE = ROOT / "docs/migration.md"
 FLAGS_MARK = "<!-- written by `make docs` from shared/config.py -->\n"
 MESSAGES = typing.get_args(messages.Message)
 
@@ -37,16 +39,20 @@ def flag_row(field: dataclasses.Field[Any]) -> str:
     """One flag as a line of the table."""
     options = ", ".join(f"`{option}`" for option in flags.names_of(field))
     variables = ", ".join(f"`{variable}`" for variable in flags.variables(field))
-    default = "–" if field.default == "" else f"`{field.default}`"
+    default = flags.default_of(field)
+    default = default if field.metadata["unset"] else f"`{default}`"
     choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
     meaning = field.metadata["help"] + (f"; one of {choices}" if choices else "")
     return f"| {options} | {variables} | {default} | {meaning} |"
 
 
 def flag_table() -> str:
-    """The whole table, as `docs/flags.md` must hold it."""
+    """One table a group, as `docs/flags.md` must hold them."""
     heading = "| Flag | Environment | Default | Meaning |\n|---|---|---|---|\n"
-    return heading + "".join(f"{flag_row(field)}\n" for field in flags.flag_fields())
+    return "\n".join(
+        f"## {title}\n\n{heading}" + "".join(f"{flag_row(field)}\n" for field in fields)
+        for title, fields in flags.groups().items()
+    )
 
 
 def test_the_table_of_flags_is_the_generated_one() -> None:
@@ -54,11 +60,26 @@ def test_the_table_of_flags_is_the_generated_one() -> None:
     assert written == flag_table().strip(), "run `make docs`"
 
 
+def former_flags() -> dict[str, str]:
+    """Every flag of the predecessor, and what `docs/migration.md` says has become of it."""
+    table = rows("docs/migration.md", "Flag of the original")
+    return {flag.strip("`"): here for flag, _, here in table}
+
+
+def test_migration_says_rightly_which_flags_of_the_original_are_here() -> None:
+    options = {name for field in flags.flag_fields() for name in flags.names_of(field)}
+    for flag, here in former_flags().items():
+        assert (flag in options) != here.startswith("not here"), flag
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_only_flags_that_exist(document: Path) -> None:
     fields = list(flags.flag_fields())
     options = {name.removeprefix("--") for field in fields for name in flags.names_of(field)}
+    options |= {name.removeprefix("--") for name in flags.OPTIONS_WITHOUT_EFFECT}
     options |= {f"no-{f.name.replace('_', '-')}" for f in fields if f.type is bool}
+    if document == MIGRATION_PAGE:
+        options |= {flag.removeprefix("--") for flag in former_flags()}
     own_command = re.compile(r"^.*launcher\.py.*$|`--[^`]*`", re.MULTILINE)
     for command in own_command.findall(document.read_text(encoding="utf-8")):
         for option in re.findall(r"(?<!\S|`)--([a-z][a-z-]+)|`--([a-z-]+)", command):

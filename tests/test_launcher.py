@@ -1,90 +1,166 @@
-"""The launcher's own parts: the directory, the port and the environment it accepts."""
+"""The launcher as a program: what it says, how fast, and how it ends where it cannot serve."""
 
-import socket
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 import launcher
-from shared.errors import EXIT_CONFIGURATION, EXIT_PORT_IN_USE, FatalError
+from shared.errors import EXIT_CONFIGURATION
+from shared.launching import flags
+
+ROOT = Path(__file__).resolve().parents[1]
+HELP_SECONDS = 0.3
+HELP_RUNS = 5
+HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "numpy", "litestar", "yaml"}
 
 
-def refusal(path: Path | str) -> FatalError:
-    """How a run directory is refused."""
-    with pytest.raises(FatalError, match="--run-directory") as caught:
-        launcher.open_run_directory(str(path), 1, {})
-    assert caught.value.exit_status == EXIT_CONFIGURATION
-    return caught.value
+def launch(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs the launcher to its end, in a directory of its own for sockets and with no key."""
+    with tempfile.TemporaryDirectory(prefix="la-") as run_directory:
+        command = [sys.executable, str(ROOT / "launcher.py"), *arguments]
+        return subprocess.run(
+            command,
+            env={**os.environ, "RUN_DIRECTORY": run_directory, "PORT": "0", **environ},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
 
 
-def test_only_the_worker_has_threads_and_they_do_not_spin_for_long() -> None:
-    worker = launcher._child_environment("worker", {})
-    assert (worker["OMP_WAIT_POLICY"], worker["GOMP_SPINCOUNT"]) == ("PASSIVE", launcher.SPIN_COUNT)
-    assert "OMP_NUM_THREADS" not in worker
-    assert launcher._child_environment("worker", {"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
-    for kind in ("frontend", "tokenizer", "detokenizer"):
-        assert launcher._child_environment(kind, {"OMP_NUM_THREADS": "8"})["OMP_NUM_THREADS"] == "1"
+def processor_seconds_of_help() -> float:
+    """Seconds of processor time that one `--help` takes: other processes make it no longer."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "launcher.py"), "--help"], stdout=subprocess.DEVNULL
+    ) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
 
 
-def test_a_run_directory_is_private_and_held_by_one(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    assert launcher.open_run_directory(str(path), 1, {}) == str(path)
-    assert path.stat().st_mode & 0o777 == 0o700
-    assert "in use" in str(refusal(path))
+def test_help_answers_at_once() -> None:
+    assert min(processor_seconds_of_help() for _ in range(HELP_RUNS)) < HELP_SECONDS
 
 
-def test_a_run_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    assert "0700" in str(refusal(tmp_path))
-
-
-def test_a_link_is_no_run_directory(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir(mode=0o700)
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    refusal(tmp_path / "link")
-
-
-def test_a_directory_whose_sockets_would_not_fit_is_refused(tmp_path: Path) -> None:
-    assert "too long" in str(refusal(tmp_path / ("x" * 90)))
-
-
-def test_only_what_an_earlier_run_left_is_removed(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    path.mkdir(mode=0o700)
-    names = ["worker-0.1", "worker-0.1.json", "frontend-0.2.failed", "tokenizer.json", "diary.txt"]
-    for name in names:
-        (path / name).touch()
-    launcher.open_run_directory(str(path), 1, {})
-    assert sorted(entry.name for entry in path.iterdir()) == ["diary.txt", "lock"]
-
-
-def test_the_default_directory_depends_on_the_port() -> None:
-    with tempfile.TemporaryDirectory() as short:  # as pytest's own is too long for sockets
-        paths = {launcher.open_run_directory("", n, {"XDG_RUNTIME_DIR": short}) for n in (7, 8)}
-        assert len(paths) == 2
-
-
-def test_a_port_in_use_and_a_host_that_is_none_differ_in_status() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(FatalError) as in_use:
-            launcher.open_listener("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(FatalError) as no_host:
-        launcher.open_listener("256.1.1.1", 0)
-    assert (in_use.value.exit_status, no_host.value.exit_status) == (
-        EXIT_PORT_IN_USE,
-        EXIT_CONFIGURATION,
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, launcher\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try: launcher.main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted(sys.modules), file=sys.stderr)"
     )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "shared.launching.flags" in done.stderr
+    assert not {name for name in HEAVY if f"'{name}'" in done.stderr}
+
+
+def test_the_configuration_is_printed_with_its_origins(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("max-n: 3\nport: 5\n")
+    done = launch(
+        "--print-config",
+        "--hf-model",
+        "demo",
+        "--config",
+        str(file),
+        MAX_QUEUE="7",
+        API_KEY="s3cret",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(list(flags.flag_fields()))
+    for expected in (
+        '--hf-model "demo"  (command line)',
+        "--max-queue 7  (environment variable MAX_QUEUE)",
+        "--port 0  (environment variable PORT)",
+        f"--max-n 3  (file {file})",
+        "--api-key ***  (environment variable API_KEY)",
+        "--queue-timeout 30.0  (default)",
+        '--accelerator-type ""  (default: cuda if there is a GPU, else cpu)',
+    ):
+        assert expected in lines
+    assert "s3cret" not in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("hostname", "is_kept"),
-    [("localhost", True), ("127.0.0.1", True), ("::1", True), ("3f2a9c", False), ("", False)],
+    ("arguments", "environ", "sentence"),
+    [
+        (["--hqq"], {}, "--hqq is not built"),
+        ([], {"HQQ": "TRUE"}, "--hqq is not built"),
+        (["--torch-compile"], {}, "--torch-compile is not built"),
+    ],
 )
-def test_a_hostname_that_is_no_address_is_not_used(hostname: str, is_kept: bool) -> None:
-    assert ("HOSTNAME" in launcher.usable_environment({"HOSTNAME": hostname})) is is_kept
+def test_what_is_not_built_is_refused_at_once(
+    arguments: list[str], environ: dict[str, str], sentence: str
+) -> None:
+    done = launch("--hf-model", "demo", *arguments, **environ)
+    assert done.returncode == EXIT_CONFIGURATION
+    (line,) = done.stderr.splitlines()
+    assert sentence in line
+
+
+def test_old_spellings_are_accepted_with_one_warning_each() -> None:
+    done = launch(
+        "--attn-implementation", "sdpa", "--reload", "true", "--hf-model", "./nothing",
+        ATTN_IMPLEMENTATION="sdpa", HOTLOAD="true", CACHE_TYPE="none",
+    )  # fmt: skip
+    *warnings, refusal = done.stderr.splitlines()
+    given = ["--attn-implementation", "--reload", "ATTN_IMPLEMENTATION", "CACHE_TYPE", "HOTLOAD"]
+    ends = [f"WARNING launcher {name} has no effect" for name in given]
+    seen = [line for line in warnings if "HOSTNAME" not in line]
+    assert len(seen) == len(ends)
+    assert all(line.endswith(end) for line, end in zip(seen, ends, strict=True))
+    assert "./nothing" in refusal
+
+
+def test_a_hostname_that_is_not_used_is_logged_unless_a_host_was_named() -> None:
+    refused = ("--hf-model", "./nothing")
+    assert "HOSTNAME=3f2a9c is no address" in launch(*refused, HOSTNAME="3f2a9c").stderr
+    assert "HOSTNAME" not in launch(*refused, HOSTNAME="3f2a9c", HOST="127.0.0.1").stderr
+    assert "HOSTNAME" not in launch(*refused, HOSTNAME="127.0.0.1").stderr
+
+
+def test_an_open_server_without_a_key_is_warned_of() -> None:
+    refused = {"HF_MODEL": "demo", "RUN_DIRECTORY": "/dev/null"}  # after the port is bound
+    assert "--api-key" in launch("--host", "0.0.0.0", **refused).stderr
+    assert "--api-key" not in launch("--host", "127.0.0.1", **refused).stderr
+    assert "--api-key" not in launch("--host", "0.0.0.0", API_KEY="k", **refused).stderr
+
+
+def test_logs_for_machines_are_an_object_a_line() -> None:
+    done = launch("--log-format", "json", "--reload", "--hf-model", "./nothing", HOST="127.0.0.1")
+    line = json.loads(done.stderr.splitlines()[0])
+    assert (line["level"], line["room"]) == ("WARNING", "launcher")
+    assert line["message"] == "--reload has no effect"
+
+
+def test_a_log_level_hides_what_is_below() -> None:
+    quiet = launch("--loglevel", "error", "--reload", "--hf-model", "./nothing")
+    assert quiet.stderr.count("\n") == 1
+    assert "no such directory" in quiet.stderr
+
+
+@pytest.mark.parametrize(("platform", "named"), [("win32", "WSL2"), ("darwin", "Docker")])
+def test_another_system_is_told_where_the_server_runs(platform: str, named: str) -> None:
+    script = (
+        "import runpy, sys\n"
+        f"sys.platform = {platform!r}\n"
+        "sys.modules['fcntl'] = None\n"  # as on Windows
+        "runpy.run_path('launcher.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert named in line
 
 
 @pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])

@@ -15,7 +15,7 @@ from frontend.events import Aborted, Event, Failed, Finished, TextAdded
 from frontend.generation import Generation
 from frontend.health import Health
 from frontend.metrics import Metrics
-from frontend.translate import Prompt
+from frontend.submission import Submission
 from gpu_worker.intake import IntakeLimits
 from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.worker import Worker
@@ -27,7 +27,9 @@ from shared.messages import (
     CreditGranted,
     Generate,
     Message,
+    Prompt,
     PromptAccepted,
+    TextOptions,
     TextStart,
     Tokenize,
 )
@@ -163,20 +165,19 @@ class Pipeline:
         self.engine.receive()
 
     def _arrive(self, visit: Visit) -> None:
-        content = " ".join(map(str, visit.prompt))
-        sampling = SamplingParams(seed=visit.seed)
+        wanted = Submission(
+            id_prefix="cmpl",
+            prompts=(Prompt(token_ids=visit.prompt),),
+            max_tokens=visit.max_tokens,
+            is_strict=False,
+            echo=False,
+            text=TextOptions(visit.stop),
+            sampling=SamplingParams(seed=visit.seed),
+            num_choices=visit.num_choices,
+            cache_salt=visit.cache_salt,
+        )
         try:
-            self.generations[visit] = self.engine.submit(
-                Prompt(
-                    ({"content": content},),
-                    {},
-                    visit.max_tokens,
-                    visit.stop,
-                    sampling,
-                    visit.num_choices,
-                    visit.cache_salt,
-                )
-            )
+            self.generations[visit] = self.engine.submit(wanted)
         except RequestError as error:
             self.refused[visit] = error.code
 
@@ -184,7 +185,7 @@ class Pipeline:
         for message in self.tokenizer.receive():
             if not isinstance(message, Tokenize):
                 continue
-            prompt = tuple(map(int, message.messages[0]["content"].split()))
+            prompt = message.prompt.token_ids or ()
             generate = Generate(
                 request_id=message.request_id,
                 prompt_token_ids=prompt,
@@ -192,9 +193,10 @@ class Pipeline:
                 sampling=message.sampling,
                 num_choices=message.num_choices,
                 cache_salt=message.cache_salt,
-                text=TextStart(message.request_id, 0, prompt[-2:], message.stop),
+                text=TextStart(message.request_id, 0, prompt[-2:], message.text),
             )
-            self.tokenizer.send("frontend-0", PromptAccepted(message.request_id, len(prompt)))
+            accepted = PromptAccepted(message.request_id, len(prompt), None)
+            self.tokenizer.send("frontend-0", accepted)
             self.tokenizer.send("worker-0", generate)
 
     def _end_when_all_have_come(self, _: float | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+THOUGHTS = ("reasoning_content", "reasoning")
 SAME_IN_EVERY_CHUNK = ("id", "object", "created", "model", "system_fingerprint")
 
 
@@ -14,6 +15,7 @@ class Choice:
     """One answer, whichever way it came."""
 
     text: str = ""
+    thoughts: dict[str, str] = field(default_factory=dict)  # by their name
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     logprobs: list[Any] = field(default_factory=list)  # a line for each token
@@ -21,8 +23,11 @@ class Choice:
     def take(self, choice: dict[str, Any]) -> None:
         """Adds a choice of a chunk or of a body."""
         assert self.finish_reason is None, "something came after the end"
-        message = choice.get("message", choice.get("delta"))
-        self.text += choice["text"] if message is None else message.get("content", "")
+        message = choice.get("message", choice.get("delta", {}))
+        self.text += choice["text"] if "text" in choice else message.get("content", "")
+        for name in THOUGHTS:
+            if name in message:
+                self.thoughts[name] = self.thoughts.get(name, "") + message[name]
         self.finish_reason = choice["finish_reason"]
         self.stop_reason = choice.get("stop_reason")
         self.logprobs += _lines(choice["logprobs"])

@@ -12,6 +12,7 @@ ANSWERED = [*HELLO, {"role": "assistant", "content": "Well"}]
 # A name that no list knows, and how the X-Ignored-Fields header may show it.
 UNKNOWN_NAMES = {"foo": "foo", "x-y.z": "x-y.z", "über": "?ber", "a b": "a?b", "x" * 70: "x" * 64}
 
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 TOKEN_ID = st.integers(0, NUM_TOKENS - 1)
 TEXT = st.text("abce it\nß\U0001f600", min_size=1, max_size=12)
 STOP = st.sampled_from(["a", "e", "in", "\n", "th", "ing", "!", "zq"])
@@ -50,6 +51,11 @@ OF_CHAT = {
     "chat_template_kwargs": st.fixed_dictionaries({"enable_thinking": st.booleans()}),
     "add_generation_prompt": st.booleans(),
     "continue_final_message": st.booleans(),
+    "reasoning_effort": st.sampled_from(["none", "low", "high"]),
+    "separate_reasoning": st.booleans(),
+    "include_reasoning": st.booleans(),
+    "tools": st.sampled_from([[], [TOOL]]),
+    "tool_choice": st.just("none"),
 }
 OF_COMPLETION = {**OF_ANY_ANSWER, "echo": st.booleans(), "best_of": st.sampled_from([2, 1])}
 PROMPTS: st.SearchStrategy[Any] = (

@@ -199,14 +199,6 @@ def test_an_unsupported_checkpoint_is_refused_before_its_weights_are_read(tmp_pa
         load(WorkerConfig(model=ModelConfig(str(tmp_path)), accelerator_type="cpu"))
 
 
-def test_weights_that_are_not_safetensors_are_not_unpickled(tmp_path: Path) -> None:
-    model = make_model("llama")
-    model.config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(FatalError, match="safetensors"):
-        load(WorkerConfig(model=ModelConfig(str(tmp_path)), accelerator_type="cpu"))
-
-
 def drop_a_weight(path: Path) -> None:
     """Leaves one tensor out of a checkpoint."""
     weights = load_file(path)
@@ -234,3 +226,26 @@ def test_cpu_kernels_are_kept_where_the_setting_says(tmp_path: Path) -> None:
     directory = tmp_path / "kernels"
     serve(make_model("llama"), settings(cpu_kernels_directory=str(directory)))
     assert [path.suffix for path in directory.iterdir()] == [".so"]
+
+
+def test_without_the_kernels_plain_torch_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    serve(make_model("llama"), settings(cpu_kernels=False))
+    assert any("plain torch" in message for message in caplog.messages)
+    assert not any("prepacked" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("asked", [1, 3])
+def test_a_step_has_as_many_threads_as_were_asked_for(asked: int, tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    before = torch.get_num_threads()
+    try:
+        load(settings_of(tmp_path, cpu_threads=asked))
+        assert torch.get_num_threads() == asked
+    finally:
+        torch.set_num_threads(before)
+
+
+def settings_of(path: Path, **overrides: Any) -> WorkerConfig:
+    """The worker's settings for a directory, on the CPU."""
+    return WorkerConfig(model=ModelConfig(str(path)), accelerator_type="cpu", **overrides)

@@ -78,7 +78,7 @@ def last_words(run_directory: str) -> str:
 def child_file(run_directory: str, launcher_pid: int | None = None) -> Path:
     """Writes the file that a room is started with, as the launcher does."""
     settings = dataclasses.asdict(WorkerConfig(identity(run_directory)))
-    child = ChildProcess(launcher_pid or os.getpid(), "INFO", "worker", settings)
+    child = ChildProcess(launcher_pid or os.getpid(), "INFO", "text", "worker", settings)
     path = Path(run_directory) / "worker-0.1.json"
     path.write_bytes(wire.to_json(child))
     return path
@@ -195,7 +195,7 @@ def test_every_rooms_settings_survive_the_file(kind: str) -> None:
     if any(field.name == "model" for field in dataclasses.fields(config_class)):
         given["model"] = ModelConfig("demo", 7)
     config = config_class(**given)
-    child = ChildProcess(1, "DEBUG", kind, dataclasses.asdict(config))
+    child = ChildProcess(1, "DEBUG", "json", kind, dataclasses.asdict(config))
     read = msgspec.json.decode(wire.to_json(child), type=ChildProcess)
     assert msgspec.convert(read.config, config_class) == config
 

@@ -19,6 +19,7 @@ from tokenizers import (
 from tokenizers.decoders import ByteFallback, Fuse, Replace, Strip
 from transformers import PreTrainedTokenizerFast
 
+from tokenizer_proc.chat import ChatEncoder
 from tokenizer_proc.prompt import PromptEncoder
 
 Chat = list[dict[str, Any]]
@@ -175,6 +176,7 @@ LOSSLESS = ["chatml", "llama"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 # The kinds whose template never looks for control tokens in a message.
 template_blind = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "thinking"])
+CHAT_ENCODERS = {kind: ChatEncoder(tokenizer) for kind, tokenizer in KINDS.items()}
 ENCODERS = {kind: PromptEncoder(tokenizer) for kind, tokenizer in KINDS.items()}
 CONTROLS = {
     "chatml": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>"],
@@ -193,9 +195,8 @@ harmless = st.text(st.sampled_from("ab x1<>|/[]\n\t  你é😀_")).filter(
 
 
 def huggingface_ids(kind: str, messages: Chat, **kwargs: Any) -> list[int]:
-    ids = KINDS[kind].apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False, **kwargs
-    )
+    options = {"add_generation_prompt": True, **kwargs}
+    ids = KINDS[kind].apply_chat_template(messages, return_dict=False, **options)
     return list(map(int, ids))
 
 

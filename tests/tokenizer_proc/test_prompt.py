@@ -1,233 +1,142 @@
-"""`PromptEncoder` equals Hugging Face on harmless chats and gives callers no control tokens."""
+"""`PromptEncoder` gives the ids of transformers for every kind of prompt, and text for ids."""
 
-import re
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import BadRequest
+from shared.messages import ChatPrompt, Prompt, TextPrompt
 from tests.tokenizer_proc.prompt_cases import (
     CONTROLS,
     ENCODERS,
     KINDS,
-    LOSSLESS,
-    TOOLS,
-    Chat,
-    byte_level,
     conversation,
-    count_controls,
-    decoded,
-    dressed,
     every_kind,
-    harmless,
     huggingface_ids,
     id_of,
-    rendered,
-    template_blind,
 )
-from tokenizer_proc.prompt import PromptEncoder
+from tokenizer_proc.context import MAX_BYTES
 
-
-@every_kind
-@given(texts=st.lists(harmless, min_size=1, max_size=5))
-@settings(max_examples=200, deadline=None)
-def test_harmless_chats_give_hugging_faces_ids(kind: str, texts: list[str]) -> None:
-    messages = conversation(texts)
-    assert ENCODERS[kind].encode_chat(messages) == huggingface_ids(kind, messages)
-
-
-@every_kind
-@given(texts=st.lists(harmless, min_size=1, max_size=5))
-@settings(max_examples=200, deadline=None)
-def test_the_way_around_control_tokens_gives_the_same_ids(kind: str, texts: list[str]) -> None:
-    """A hidden `<` at the end of a last message makes the encoder take the careful path."""
-    messages = conversation([*texts, "x <" if kind != "unigram" else "x ["])
-    assert ENCODERS[kind].encode_chat(messages) == huggingface_ids(kind, messages)
-
-
-def test_tools_calls_and_variables_give_hugging_faces_ids() -> None:
-    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 'a & "b" <c>\''}}}
-    messages: Chat = [
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}],
-        },
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-    ]
-    ids = ENCODERS["chatml"].encode_chat(messages, TOOLS, {"thinking": True})
-    assert ids == huggingface_ids("chatml", messages, tools=TOOLS, thinking=True)
+WITH_FIRST_TOKEN = ["llama", "legacy", "eager"]
 
 
 @st.composite
-def planted(draw: st.DrawFn, kind: str) -> tuple[Chat, Chat]:
-    """A chat with control tokens in it, and the same chat with `x` in their places."""
-    pieces = st.sampled_from(["a", " ", "\n", "<", "|>", "你", *CONTROLS[kind], *CONTROLS[kind]])
-    texts = draw(st.lists(st.lists(pieces, max_size=6), min_size=1, max_size=4))
-    safe = [["x" if piece in CONTROLS[kind] else piece for piece in text] for text in texts]
-    return conversation(list(map("".join, texts))), conversation(list(map("".join, safe)))
+def texts(draw: st.DrawFn, kind: str) -> str:
+    """Text with and without control tokens."""
+    pieces = st.sampled_from(["a", "x1 ", "\n", "<", "|>", "你", "é😀", *CONTROLS[kind]])
+    return "".join(draw(st.lists(pieces, max_size=8)))
 
 
-@template_blind
+def text_prompt(text: str, **fields: Any) -> Prompt:
+    return Prompt(text=TextPrompt(text, **fields), param="prompt")
+
+
+def chat_prompt(*contents: str, **fields: Any) -> Prompt:
+    return Prompt(chat=ChatPrompt(tuple(conversation(list(contents))), {}, **fields))
+
+
+@every_kind
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
-def test_planted_control_tokens_stay_text(kind: str, data: st.DataObject) -> None:
-    messages, harmless_messages = data.draw(planted(kind))
-    ids = ENCODERS[kind].encode_chat(messages)
-    expected = count_controls(kind, huggingface_ids(kind, harmless_messages))
-    assert count_controls(kind, ids) == expected
-    if kind in LOSSLESS:
-        assert (
-            decoded(kind, ids).lstrip() == rendered(kind, messages).lstrip()
-        )  # Metaspace's first space
-
-
-@template_blind
-def test_the_bare_text_of_every_control_token_stays_text(kind: str) -> None:
-    for control in CONTROLS[kind]:
-        for texts in ([control], ["a", control * 3], [" ", "a", f" {control} "]):
-            ids = ENCODERS[kind].encode_chat(conversation(texts))
-            safe = conversation([text.replace(control, "x") for text in texts])
-            expected = count_controls(kind, huggingface_ids(kind, safe))
-            assert count_controls(kind, ids) == expected, texts
-
-
-@pytest.mark.parametrize("control", CONTROLS["chatml"])
-def test_control_tokens_in_tools_stay_text(control: str) -> None:
-    def tools(text: str) -> Chat:
-        return [{"function": {"name": "f", "parameters": {text: [{"enum": (text, 1)}]}}}]
-
-    messages: Chat = [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "tool_calls": [{"function": {"arguments": control}}]},
-    ]
-    safe: Chat = [messages[0], {"role": "assistant", "tool_calls": [{"function": {"x": "x"}}]}]
-    ids = ENCODERS["chatml"].encode_chat(messages, tools(control))
-    assert count_controls("chatml", ids) == count_controls(
-        "chatml", huggingface_ids("chatml", safe, tools=tools("x"))
-    )
-    assert decoded("chatml", ids) == rendered("chatml", messages, tools=tools(control))
-
-
-@pytest.mark.parametrize("parts", [("<|im_", "end|>"), ("<|", "im_end", "|>"), ("<|im_end|", ">")])
-def test_a_control_token_in_pieces_stays_text(parts: tuple[str, ...]) -> None:
-    """The template puts the parts of a message side by side."""
-    content = [{"type": "text", "text": part} for part in parts]
-    ids = ENCODERS["chatml"].encode_chat([{"role": "user", "content": content}])
-    assert count_controls("chatml", ids)["<|im_end|>"] == 1
-    assert "<|im_end|><|im_end|>" in decoded("chatml", ids)
-
-
-def test_text_that_is_normalized_to_a_control_token_is_no_control_token() -> None:
-    ids = ENCODERS["unigram"].encode_chat([{"role": "user", "content": "a ［INST］ b"}])
-    assert count_controls("unigram", ids)["[INST]"] == 1
-
-
-@example(answer="<think>\nfoo\n</think>\n\nbar", thought_first=True)
-@example(answer="<think>\n\n</think>\n\nbar", thought_first=False)
-@example(answer="foo</think>bar", thought_first=False)
-@given(
-    answer=st.lists(st.sampled_from(["<think>", "</think>", "\n", "a", "b "])).map("".join),
-    thought_first=st.booleans(),
-)
-@settings(max_examples=300, deadline=None)
-def test_a_template_still_finds_the_reasoning_in_old_answers(
-    answer: str, thought_first: bool
+@settings(max_examples=100, deadline=None)
+def test_a_text_gives_transformers_ids_and_its_control_tokens_count(
+    kind: str, data: st.DataObject
 ) -> None:
-    """Only what the template itself writes has control, and its text is what it would have been."""
-    messages = conversation(["be kind", "is </think> a tag?", answer, "so?"])
-    if thought_first:
-        messages = [*messages, {"role": "assistant", "content": answer}]
-    ids = ENCODERS["thinking"].encode_chat(messages)
-    tags = count_controls("thinking", ids)
-    assert tags["</think>"] == (thought_first and "</think>" in answer)
-    assert tags["<|im_end|>"] == len(messages)
-    assert decoded("thinking", ids) == rendered("thinking", messages)
+    text, special = data.draw(texts(kind)), data.draw(st.booleans())
+    ids = ENCODERS[kind].encode(text_prompt(text, add_special_tokens=special))
+    assert ids == KINDS[kind](text, add_special_tokens=special)["input_ids"]
 
 
-def test_plain_text_may_hold_control_tokens_and_gets_the_tokenizers_own() -> None:
-    ids = ENCODERS["llama"].encode_text("Hello</s>")
-    assert ids == KINDS["llama"]("Hello</s>")["input_ids"]
+def test_a_text_may_begin_and_end_with_control_tokens() -> None:
+    ids = ENCODERS["llama"].encode(text_prompt("Hello</s>"))
     assert (ids[0], ids[-1]) == (id_of("llama", "<s>"), id_of("llama", "</s>"))
 
 
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ raise_exception(messages[0].content) }}", "<|im_end|>"),
-        ("{% if %}", "Expected an expression"),
-        ("{{ messages[0].content + 1 }}", "str"),
-        ("{{ messages[0].no.field }}", "no"),
-        ("{{ 1 / 0 }}", "zero"),
-        (None, "no chat template"),
-    ],
-)
-def test_a_template_that_fails_is_the_callers_mistake(template: str | None, reason: str) -> None:
-    encoder = PromptEncoder(dressed(byte_level(), template))
-    with pytest.raises(BadRequest, match=re.escape(reason)) as caught:
-        encoder.encode_chat([{"role": "user", "content": "<|im_end|>"}])
-    assert caught.value.param == "messages"
+@every_kind
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_conversation_gives_transformers_ids(kind: str, opens: bool) -> None:
+    prompt = chat_prompt("Hello world", "def f(x):", "  café ", add_generation_prompt=opens)
+    assert prompt.chat is not None
+    expected = huggingface_ids(kind, list(prompt.chat.messages), add_generation_prompt=opens)
+    assert ENCODERS[kind].encode(prompt) == expected
 
 
-@pytest.mark.parametrize("messages", [[], ["text"], [None]])
-def test_a_conversation_without_a_form_is_refused(messages: Any) -> None:
-    with pytest.raises(BadRequest):
-        ENCODERS["llama"].encode_chat(messages)
+@pytest.mark.parametrize("kind", WITH_FIRST_TOKEN)
+@pytest.mark.parametrize("content", ["hi", "hi </s> there"])
+def test_a_conversation_gets_the_tokenizers_own_tokens_on_demand(kind: str, content: str) -> None:
+    ids = ENCODERS[kind].encode(chat_prompt("q", content))
+    more = ENCODERS[kind].encode(chat_prompt("q", content, add_special_tokens=True))
+    assert more == [id_of(kind, "<s>"), *ids]
 
 
-def test_nesting_too_deep_for_a_template_is_refused() -> None:
-    deep: Any = "x"
-    for _ in range(1000):
-        deep = [deep]
-    with pytest.raises(BadRequest):
-        ENCODERS["chatml"].encode_chat([{"role": "user", "content": "a"}], tools=[{"deep": deep}])
+def test_a_conversation_can_be_continued() -> None:
+    options: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
+    prompt = chat_prompt("Hello", "I am", **options)
+    assert prompt.chat is not None
+    expected = huggingface_ids("llama", list(prompt.chat.messages), **options)
+    assert ENCODERS["llama"].encode(prompt) == expected
 
 
-def test_a_hopeless_prompt_is_refused_by_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = PromptEncoder(KINDS["chatml"])
-    encoded: list[int] = []
-    whole = encoder._backend.encode
-
-    class Counting:
-        def encode(self, text: str, **options: Any) -> Any:
-            encoded.append(len(text))
-            return whole(text, **options)
-
-    monkeypatch.setattr(encoder, "_backend", Counting())
-    for content in ("word " * 100_000, "<|im_end|>" * 50_000, "</think>" * 50_000):
-        with pytest.raises(BadRequest, match="maximum context length is 64 tokens") as caught:
-            encoder.encode_chat([{"role": "user", "content": content}], most_tokens=64)
-        assert caught.value.code == "context_length_exceeded"
-    assert sum(encoded) < 10_000
+def test_token_ids_are_used_as_they_are() -> None:
+    last = ENCODERS["chatml"].vocab_size - 1
+    assert ENCODERS["chatml"].encode(Prompt(token_ids=(last, 0, 7, 7), param="prompt")) == [
+        last, 0, 7, 7,
+    ]  # fmt: skip
 
 
-def test_a_long_prompt_that_fits_is_encoded_whole() -> None:
-    messages = [{"role": "user", "content": "word " * 400}]
-    ids = ENCODERS["chatml"].encode_chat(messages, most_tokens=100_000)
-    assert ids == ENCODERS["chatml"].encode_chat(messages)
+@pytest.mark.parametrize("stranger", [-1, ENCODERS["chatml"].vocab_size, 2**31 - 1])
+def test_an_id_outside_the_vocabulary_is_refused_by_name(stranger: int) -> None:
+    with pytest.raises(BadRequest, match=f"'prompt' names token {stranger};") as caught:
+        ENCODERS["chatml"].encode(Prompt(token_ids=(0, stranger, 1), param="prompt"))
+    assert caught.value.param == "prompt"
 
 
-@pytest.mark.parametrize(
-    "name", ["chat_template", "tokenize", "documents", "no_such_name", "messages", "message"]
-)
-def test_variables_that_the_template_does_not_read_are_refused(name: str) -> None:
-    with pytest.raises(BadRequest, match=name) as caught:
-        ENCODERS["chatml"].encode_chat([{"role": "user", "content": "a"}], None, {name: "x"})
-    assert caught.value.param == f"chat_template_kwargs.{name}"
+@pytest.mark.parametrize("text", ["word " * 100_000, "<|im_end|>" * 50_000])
+def test_a_hopeless_text_is_refused_in_the_words_that_clients_look_for(text: str) -> None:
+    prompt = text_prompt(text)
+    with pytest.raises(BadRequest) as caught:
+        ENCODERS["chatml"].encode(prompt, context=64)
+    assert caught.value.message.startswith(
+        "This model's maximum context length is 64 tokens. However, your prompt resulted in more"
+    )
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
 
 
-def test_thinking_may_be_asked_for_whatever_the_template() -> None:
-    messages = [{"role": "user", "content": "a"}]
-    asked = ENCODERS["chatml"].encode_chat(messages, None, {"enable_thinking": False})
-    assert asked == ENCODERS["chatml"].encode_chat(messages)
+def test_a_text_that_need_not_fit_may_be_longer_than_the_context() -> None:
+    text = TextPrompt("word " * 1000)
+    for prompt, context in ((Prompt(text=text), None), (Prompt(text=text, truncate_to=5), 64)):
+        assert len(ENCODERS["chatml"].encode(prompt, context)) >= 1000
 
 
-def test_of_several_templates_tools_choose_theirs() -> None:
-    templates = {"default": "{{ messages[0].content }}", "tool_use": "<|im_start|>tools"}
-    tokenizer = dressed(byte_level(), templates)
-    encoder, messages = PromptEncoder(tokenizer), [{"role": "user", "content": "<|im_start|>"}]
-    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert start not in encoder.encode_chat(messages)
-    assert start in encoder.encode_chat(messages, TOOLS)
+@pytest.mark.parametrize("num_characters", [MAX_BYTES + 1, MAX_BYTES // 2 + 1])
+def test_a_text_that_takes_too_much_time_is_refused(num_characters: int) -> None:
+    letter = "x" if num_characters > MAX_BYTES else "é"
+    with pytest.raises(BadRequest, match=f"at most {MAX_BYTES} are tokenized") as caught:
+        ENCODERS["chatml"].encode(text_prompt(letter * num_characters))
+    assert (caught.value.param, caught.value.code) == ("prompt", "invalid_value")
+
+
+# ── ids to text ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_the_tokenizer_puts_around_a_text_is_taken_away_once() -> None:
+    encoder, first = ENCODERS["llama"], id_of("llama", "<s>")
+    assert encoder.unframed([first, first, 300]) == [first, 300]
+    assert encoder.unframed([first]) == []
+    for ids in ([300, first], []):
+        assert encoder.unframed(ids) == ids
+
+
+def test_each_token_has_its_own_text_and_a_name_where_that_is_no_whole_character() -> None:
+    encoder = ENCODERS["chatml"]
+    strings = encoder.strings(encoder.encode(text_prompt(" the<|im_end|>    ñ")))
+    assert "".join(strings[:-2]) == " the<|im_end|>    "
+    assert strings[-2:] == ("Ã", "±")  # a vocabulary's names of the bytes C3 and B1
+
+
+def test_the_space_before_a_word_is_in_its_tokens_text() -> None:
+    encoder = ENCODERS["llama"]
+    strings = encoder.strings(encoder.encode(text_prompt("how are you", add_special_tokens=False)))
+    assert "".join(strings) == " how are you"
+    assert encoder.strings([id_of("llama", "<0x0A>"), id_of("llama", "<0xC3>")]) == ("\n", "<0xC3>")

@@ -1,4 +1,4 @@
-"""Prompts to Generate: who is told what, and that no prompt ends the process."""
+"""The tokenizer's room: who is told what, and that no command ends the process."""
 
 from typing import Any
 
@@ -7,39 +7,57 @@ import pytest
 from shared.config import Identity
 from shared.messages import (
     Abort,
+    ChatPrompt,
     CreditGranted,
+    Decode,
+    Decoded,
+    Encode,
+    Encoded,
     Generate,
     Message,
+    ModelFacts,
     Peer,
+    Prompt,
     PromptAccepted,
     RequestFailed,
+    TextOptions,
+    TextPrompt,
     Tokenize,
 )
-from shared.sampling import SamplingParams
 from tests.builders import GREEDY
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
+from tokenizer_proc.generation import PROMPT_TAIL
 from tokenizer_proc.prompt import PromptEncoder
-from tokenizer_proc.tokenizer import CREDIT, PROMPT_TAIL, Tokenizer
+from tokenizer_proc.tokenizer import CREDIT, Tokenizer
 
 CONTEXT = 100
 ENCODER = PromptEncoder(make_byte_tokenizer())
+HELLO = Prompt(text=TextPrompt("hello"), param="prompt")
+LOADED = ModelFacts(max_model_len=CONTEXT, sampling_defaults={}, details={})
 
 
 def tokenize(request_id: str = "a", content: Any = "hello", **fields: Any) -> Tokenize:
     """A request of one user message."""
+    prompt = Prompt(chat=ChatPrompt(({"role": "user", "content": content},), {}))
     defaults = {
-        "frontend_id": 0, "worker_id": 0, "template_kwargs": {}, "max_tokens": 5, "stop": (),
-        "sampling": GREEDY, "num_choices": 1, "cache_salt": "",
+        "frontend_id": 0, "worker_id": 0, "prompt": prompt, "max_tokens": 5, "is_strict": False,
+        "echo": False, "text": TextOptions(), "sampling": GREEDY, "num_choices": 1,
+        "cache_salt": "",
     }  # fmt: skip
-    messages = ({"role": "user", "content": content},)
-    return Tokenize(request_id, messages=messages, **{**defaults, **fields})
+    return Tokenize(request_id, **{**defaults, **fields})
 
 
-def serve(*messages: Message, worker_is_reachable: bool = True) -> FakeMailbox:
+def encode(request_id: str = "a", prompt: Prompt = HELLO) -> Encode:
+    return Encode(request_id, 0, prompt, wants_strings=True)
+
+
+def serve(
+    *messages: Message, worker: ModelFacts | None = LOADED, worker_is_reachable: bool = True
+) -> FakeMailbox:
     """Runs a tokenizer over these messages, all in one delivery."""
     mailbox = FakeMailbox(Identity("tokenizer", 0, 1, "/nowhere"), "frontend-0")
-    mailbox.peers["worker-0"] = Peer("worker-0", 1, "ipc:///nowhere/worker-0", True, CONTEXT)
+    mailbox.peers["worker-0"] = Peer("worker-0", 1, "ipc:///nowhere/worker-0", True, worker)
     if not worker_is_reachable:
         mailbox.unreachable.add("worker-0")
     mailbox.deliver(*messages)
@@ -47,9 +65,10 @@ def serve(*messages: Message, worker_is_reachable: bool = True) -> FakeMailbox:
     return mailbox
 
 
-def test_a_frontend_gets_its_first_credit_and_one_back_for_each_prompt() -> None:
-    granted = serve(tokenize("a"), tokenize("b")).of_type(CreditGranted)
-    assert [grant.count for grant in granted] == [CREDIT, 1, 1]
+def test_a_frontend_gets_its_first_credit_and_one_back_for_each_command() -> None:
+    commands = (tokenize("a"), tokenize("b", content=None), encode("c"), Decode("d", 0, (1, 999)))
+    granted = serve(*commands).of_type(CreditGranted)
+    assert [grant.count for grant in granted] == [CREDIT, 1, 1, 1, 1]
 
 
 def test_a_prompt_is_accepted_before_the_worker_can_answer_it() -> None:
@@ -63,48 +82,14 @@ def test_a_prompt_is_accepted_before_the_worker_can_answer_it() -> None:
 
 
 def test_what_is_not_text_goes_on_to_the_worker_as_it_came() -> None:
-    message = tokenize(num_choices=7, cache_salt="pepper", stop=("x",), frontend_id=0)
+    options = TextOptions(stop=("x",), includes_stop=True)
+    message = tokenize(num_choices=7, cache_salt="pepper", text=options)
     (generate,) = serve(message).of_type(Generate)
     assert (generate.num_choices, generate.cache_salt) == (7, "pepper")
-    assert (generate.sampling, generate.text.stop) == (message.sampling, ("x",))
+    assert (generate.sampling, generate.text.options) == (message.sampling, options)
 
 
-@pytest.mark.parametrize(("asked", "content"), [(None, "hello"), (10**6, "hello")])
-def test_the_answer_is_clamped_to_what_the_context_leaves(asked: int | None, content: str) -> None:
-    (generate,) = serve(tokenize(content=content, max_tokens=asked)).of_type(Generate)
-    assert generate.max_tokens == CONTEXT - len(generate.prompt_token_ids)
-
-
-@pytest.mark.parametrize(
-    ("settings", "param"),
-    [
-        ({"logit_bias": ((5, 1.0), (258, 1.0))}, "logit_bias"),
-        ({"logit_bias": ((9_999_999_999, 1.0),)}, "logit_bias"),
-        ({"stop_token_ids": (0, 258)}, "stop_token_ids"),
-    ],
-)
-def test_a_token_that_the_model_does_not_have_is_the_callers_mistake(
-    settings: dict[str, Any], param: str
-) -> None:
-    (failed,) = serve(tokenize(sampling=SamplingParams(seed=1, **settings))).of_type(RequestFailed)
-    assert (failed.code.value, failed.param) == ("invalid_value", param)
-    assert "258" in failed.message
-
-
-def test_every_token_of_the_vocabulary_may_be_biased_and_stopped_at() -> None:
-    sampling = SamplingParams(seed=1, logit_bias=((257, 1.0),), stop_token_ids=(257,))
-    (generate,) = serve(tokenize(sampling=sampling)).of_type(Generate)
-    assert generate.sampling == sampling
-
-
-def test_min_tokens_is_clamped_with_the_answer() -> None:
-    sampling = SamplingParams(seed=1, min_tokens=10**6)
-    (generate,) = serve(tokenize(sampling=sampling, max_tokens=None)).of_type(Generate)
-    assert generate.sampling.min_tokens == generate.max_tokens < CONTEXT
-    assert generate.text.min_tokens == generate.max_tokens
-
-
-def test_a_prompt_as_long_as_the_context_is_refused_in_the_words_that_clients_look_for() -> None:
+def test_the_context_is_the_workers() -> None:
     mailbox = serve(tokenize(content="x" * CONTEXT), tokenize("good"))
     (failed,) = mailbox.of_type(RequestFailed)
     assert (failed.request_id, failed.code.value, failed.param) == (
@@ -116,33 +101,63 @@ def test_a_prompt_as_long_as_the_context_is_refused_in_the_words_that_clients_lo
     assert [generate.request_id for generate in mailbox.of_type(Generate)] == ["good"]
 
 
-def test_an_empty_prompt_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ENCODER, "encode_chat", lambda *_, **__: [])
-    (failed,) = serve(tokenize()).of_type(RequestFailed)
-    assert (failed.code.value, failed.param) == ("invalid_value", "messages")
+def test_a_lookup_is_answered_to_the_frontend_without_a_worker() -> None:
+    hello = ENCODER.encode(HELLO)
+    mailbox = serve(encode("a"), Decode("b", 0, tuple(hello)), worker=None)
+    answers = [message for _, message in mailbox.sent if not isinstance(message, CreditGranted)]
+    assert answers == [Encoded("a", tuple(hello), ("h", "e", "l", "l", "o")), Decoded("b", "hello")]
+    assert {room for room, _ in mailbox.sent} == {"frontend-0"}
 
 
-def test_a_prompt_that_breaks_the_tokenizer_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = ENCODER.encode_chat
+def test_a_lookup_may_be_longer_than_the_context() -> None:
+    prompt = Prompt(text=TextPrompt("x" * 5000), param="prompt")
+    (answer,) = serve(encode(prompt=prompt)).of_type(Encoded)
+    assert len(answer.token_ids) == 5000
 
-    def fragile(messages: Any, **kwargs: Any) -> list[int]:
-        if messages[0]["content"] == "bomb":
-            raise MemoryError
-        return whole(messages, **kwargs)
 
-    monkeypatch.setattr(ENCODER, "encode_chat", fragile)
-    mailbox = serve(tokenize("bad", "bomb"), tokenize("good"))
-    (failed,) = mailbox.of_type(RequestFailed)
-    assert (failed.request_id, failed.code.value) == ("bad", "internal_error")
+def test_a_lookup_with_a_mistake_fails_with_its_field() -> None:
+    (failed,) = serve(Decode("a", 0, (1, 999))).of_type(RequestFailed)
+    assert (failed.request_id, failed.code.value, failed.param) == ("a", "invalid_value", "tokens")
+
+
+class Panic(BaseException):
+    """What the tokenizers library raises when it panics is no Exception."""
+
+
+@pytest.mark.parametrize("error", [MemoryError, Panic])
+def test_a_command_that_breaks_the_tokenizer_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    whole = ENCODER.encode
+
+    def fragile(prompt: Prompt, context: int | None = None) -> list[int]:
+        if prompt.text is not None:
+            raise error
+        return whole(prompt, context)
+
+    monkeypatch.setattr(ENCODER, "encode", fragile)
+    mailbox = serve(tokenize("bad", prompt=HELLO), encode("worse"), tokenize("good"))
+    failures = [(failed.request_id, failed.code.value) for failed in mailbox.of_type(RequestFailed)]
+    assert failures == [("bad", "internal_error"), ("worse", "internal_error")]
     assert [generate.request_id for generate in mailbox.of_type(Generate)] == ["good"]
+    assert len(mailbox.of_type(CreditGranted)) == 4
 
 
-def test_an_abort_that_comes_with_its_prompt_saves_the_work() -> None:
-    mailbox = serve(tokenize("a"), Abort("a"), tokenize("b"))
-    assert [generate.request_id for generate in mailbox.of_type(Generate)] == ["b"]
-    assert len(mailbox.of_type(CreditGranted)) == 3  # the credit comes back all the same
+def test_an_abort_that_comes_with_its_command_saves_the_work() -> None:
+    commands = (tokenize("a"), encode("b"), Decode("c", 0, (1,)), tokenize("d"))
+    mailbox = serve(*commands, Abort("a"), Abort("b"), Abort("c"))
+    answered = [message for _, message in mailbox.sent if not isinstance(message, CreditGranted)]
+    assert [type(message) for message in answered] == [PromptAccepted, Generate]
+    assert [generate.request_id for generate in mailbox.of_type(Generate)] == ["d"]
+    assert len(mailbox.of_type(CreditGranted)) == 5  # the credit comes back all the same
 
 
-def test_a_worker_that_is_gone_fails_the_request() -> None:
+def test_a_worker_that_cannot_be_reached_fails_the_request() -> None:
     (failed,) = serve(tokenize(), worker_is_reachable=False).of_type(RequestFailed)
     assert failed.code.value == "engine_dead"
+
+
+def test_a_worker_that_has_not_loaded_fails_the_request() -> None:
+    mailbox = serve(tokenize(), worker=None)
+    assert [failed.code.value for failed in mailbox.of_type(RequestFailed)] == ["engine_dead"]
+    assert not mailbox.of_type(PromptAccepted)

@@ -1,14 +1,16 @@
 """Flags and environment: who wins, and that every mistake names where it was made."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from shared import flags
-from shared.config import BUILT_IN_MODELS, ServerConfig, flag
+from shared.config import BUILT_IN_MODELS, LauncherConfig, ServerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
+from shared.flag import flag
+from shared.launching import flags
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,13 @@ class SwitchConfig:
     hqq: bool = flag(
         False, "int4 weights: 25 % of the size", env=("HQQ", "INT4"), aliases=("--int4",)
     )
+    torch_compile_mode: str = flag("", "as in the real one")
 
 
 @dataclass(frozen=True)
 class SwitchedConfig:
-    room: SwitchConfig = SwitchConfig()
+    launcher: LauncherConfig = dataclasses.field(default_factory=LauncherConfig)
+    worker: SwitchConfig = SwitchConfig()
 
 
 @pytest.fixture
@@ -33,13 +37,13 @@ def switched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parse(*argv: str, **environ: str) -> ServerConfig:
     """Parses as the launcher does."""
-    return flags.parse(argv, environ)
+    return flags.read(argv, environ).config
 
 
 def switch(*argv: str, **environ: str) -> bool:
     """The value of `--hqq`."""
     config: Any = parse(*argv, **environ)
-    return bool(config.room.hqq)
+    return bool(config.worker.hqq)
 
 
 def refusal(*argv: str, **environ: str) -> str:
@@ -201,10 +205,27 @@ def test_help_names_every_flag_with_its_default_and_variables(
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     fields = list(flags.flag_fields())
-    assert len(fields) > 15
+    assert len(fields) > 40
     for field in fields:
         assert all(option in text for option in flags.names_of(field))
-        assert f"(default: {field.default!r}, env: {', '.join(flags.variables(field))})" in text
+        assert (
+            f"(default: {flags.default_of(field)}, env: {', '.join(flags.variables(field))})"
+            in text
+        )
+
+
+def test_help_begins_with_what_most_starts_need(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = capsys.readouterr().out
+    titles = ["Basics", "Launcher", "HTTP server", "Model", "Tokenizer processes", "Worker"]
+    places = [text.index(f"\n{title}:\n") for title in titles]
+    assert places == sorted(places)
+    assert "--hf-model" in text[places[0] : places[1]]
+    assert "--stall-timeout" in text[places[2] : places[3]]
 
 
 @pytest.mark.usefixtures("switched")
@@ -224,11 +245,46 @@ def test_every_flag_has_one_meaning() -> None:
     assert set(by_name) <= {field.name for field in flags.flag_fields()}
 
 
-def test_every_flag_is_parsed_from_its_variable() -> None:
-    for field in flags.flag_fields():
-        number = "1" if field.type is float else "7"  # neither is anybody's default
-        value = (*field.metadata["choices"], number)[0]
-        if field.type is bool:
-            value = str(not field.default)
-        for name in flags.variables(field):
-            assert parse(**{name: value}) != ServerConfig(), name
+def test_settings_know_where_each_value_is_from() -> None:
+    origins = flags.read(["--port=1"], {"LOGLEVEL": "debug", "HOST": ""}).origins
+    assert origins["port"] == "command line"
+    assert origins["loglevel"] == "environment variable LOGLEVEL"
+    assert origins["host"] == flags.DEFAULT
+    assert set(origins) == {field.name for field in flags.flag_fields()}
+
+
+def test_the_variable_that_won_is_named() -> None:
+    assert flags.read([], {"HOSTNAME": "::1"}).origins["host"] == "environment variable HOSTNAME"
+
+
+def test_secrets_are_never_described() -> None:
+    described = flags.described(flags.read(["--api-key", "one,two"], {}))
+    assert "--api-key ***  (command line)\n" in described
+    assert "one" not in re.findall(r"^--api-key (.*)$", described, re.MULTILINE)[0]
+    assert '--api-key ""  (default: everybody may call)\n' in flags.described(flags.read([], {}))
+
+
+def test_what_has_no_effect_is_told_once_for_each_name() -> None:
+    argv = ["--attn-implementation", "eager", "--reload"]
+    environ = {"HOTLOAD": "true", "CACHE_TYPE": "x", "ATTN_IMPLEMENTATION": ""}
+    given = flags.read(argv, environ).without_effect
+    assert given == ("--attn-implementation", "--reload", "CACHE_TYPE", "HOTLOAD")
+    assert flags.read([], {}).without_effect == ()
+
+
+def test_a_compile_mode_alone_has_no_effect() -> None:
+    (given,) = flags.read(["--torch-compile-mode", "Max-Autotune"], {}).without_effect
+    assert given == "--torch-compile-mode without --torch-compile"
+    assert not flags.read(["--torch-compile-mode=default", "--torch-compile"], {}).without_effect
+
+
+def test_the_first_of_several_names_is_the_models() -> None:
+    frontend = parse("--served-model-name", "chat, gpt-4o ,model-b").frontend
+    assert frontend.model_name == "chat"
+    assert frontend.model_aliases == ("gpt-4o", "model-b")
+    assert parse("--served-model-name", "chat").frontend.model_aliases == ()
+
+
+def test_several_keys_are_separated_by_commas() -> None:
+    assert parse(API_KEY="a, b").frontend.api_keys == ("a", "b")
+    assert parse().frontend.api_keys == ()

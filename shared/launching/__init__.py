@@ -1,0 +1,1 @@
+"""What the launcher does before it supervises: flags, environment, checks, port, run directory."""

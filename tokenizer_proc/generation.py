@@ -1,0 +1,162 @@
+"""What a tokenizer makes of a `Tokenize`: the prompt's ids, and how much of the context is left.
+
+Pure. Whatever the caller asked for that the model or its context cannot give is a `BadRequest`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from shared.errors import BadRequest, ErrorCode
+from shared.messages import (
+    Generate,
+    Prompt,
+    PromptAccepted,
+    TextStart,
+    ThoughtMarks,
+    Tokenize,
+)
+from shared.sampling import MAX_PROMPT_LOGPROBS, MAX_STOP_TOKENS, SamplingParams
+from tokenizer_proc.context import too_long
+from tokenizer_proc.prompt import PromptEncoder
+from tokenizer_proc.thought_marks import ThoughtFormat
+
+PROMPT_TAIL = 8  # tokens of the prompt that give the answer's first piece of text its context
+
+
+def accept(
+    message: Tokenize,
+    encoder: PromptEncoder,
+    context: int,
+    thoughts: ThoughtFormat | None = None,
+) -> tuple[PromptAccepted, Generate]:
+    """What the frontend and the worker hear of a prompt; `context` is in tokens."""
+    whole = encoder.encode(message.prompt, context)
+    prompt = _truncated(whole, message, context)
+    max_tokens = _max_tokens(message, len(prompt), context)
+    sampling = _fitted(message, max_tokens, encoder)
+    _check_scores(sampling, len(prompt))
+    accepted = PromptAccepted(
+        message.request_id,
+        prompt_tokens=len(prompt),
+        prompt_text=_echo(message, prompt, encoder, is_whole=len(prompt) == len(whole)),
+    )
+    generate = Generate(
+        request_id=message.request_id,
+        prompt_token_ids=tuple(prompt),
+        max_tokens=max_tokens,
+        sampling=sampling,
+        num_choices=message.num_choices,
+        cache_salt=message.cache_salt,
+        text=_text_start(message, prompt, sampling.min_tokens, _marks(message, prompt, thoughts)),
+    )
+    return accepted, generate
+
+
+def _truncated(prompt: list[int], message: Tokenize, context: int) -> list[int]:
+    """The last ids, as many as were asked for; without the tokenizer's own first ones if too many.
+
+    -1 leaves `max_tokens` of the context to the answer, or one token where that is not given.
+    """
+    num_kept = message.prompt.truncate_to
+    if num_kept is None:
+        return prompt
+    if message.prompt.text is not None and message.prompt.text.suffix is not None:
+        sentence = "A prompt with 'suffix' cannot be truncated: shorten both texts instead."
+        raise BadRequest(sentence, "truncate_prompt_tokens")
+    if num_kept == -1:
+        num_kept = context - (1 if message.max_tokens is None else message.max_tokens)
+        if num_kept < 1:
+            sentence = f"'max_tokens' {message.max_tokens} leaves none of the context's {context}"
+            raise BadRequest(f"{sentence} tokens to the prompt.", "max_tokens")
+    return prompt[-num_kept:]
+
+
+def _max_tokens(message: Tokenize, num_tokens: int, context: int) -> int:
+    """The answer's length within what the context leaves, or BadRequest."""
+    asked, param = message.max_tokens, message.prompt.param
+    if num_tokens == 0:
+        raise BadRequest(_empty(message.prompt), param)
+    room = context - num_tokens
+    if room < (0 if asked == 0 else 1):
+        raise too_long(context, str(num_tokens), param)
+    if asked is not None and asked > room and message.is_strict:
+        sentence = f"This model's maximum context length is {context} tokens. However, 'max_tokens'"
+        raise BadRequest(
+            f"{sentence} is {asked} and your {param} resulted in {num_tokens} tokens. Please "
+            f"reduce 'max_tokens' or the length of the {param}.",
+            "max_tokens",
+            ErrorCode.CONTEXT_LENGTH,
+        )
+    return room if asked is None else min(asked, room)
+
+
+def _empty(prompt: Prompt) -> str:
+    if prompt.chat is not None:
+        return "Your messages make an empty prompt."
+    return f"An empty '{prompt.param}' gives this model no token to begin with."
+
+
+def _check_scores(sampling: SamplingParams, num_tokens: int) -> None:
+    """Refuses more logprobs of the prompt than one request may have."""
+    if sampling.num_prompt_logprobs is None:
+        return
+    num_each = sampling.num_prompt_logprobs + 1
+    if num_tokens * num_each > MAX_PROMPT_LOGPROBS:
+        raise BadRequest(
+            f"{num_tokens} prompt tokens with {num_each} logprobs each are "
+            f"{num_tokens * num_each}; a request may have {MAX_PROMPT_LOGPROBS}. Shorten the "
+            "prompt or ask for fewer 'logprobs'.",
+            "logprobs",
+        )
+
+
+def _echo(
+    message: Tokenize, prompt: Sequence[int], encoder: PromptEncoder, *, is_whole: bool
+) -> str | None:
+    """The prompt's text for a caller who wants it back: as it was given, if it was a text."""
+    if not message.echo:
+        return None
+    text = message.prompt.text
+    if text is not None and text.suffix is None and is_whole:
+        return text.text
+    return encoder.decode(prompt, skips_special_tokens=message.text.skips_special_tokens)
+
+
+def _fitted(message: Tokenize, max_tokens: int, encoder: PromptEncoder) -> SamplingParams:
+    """The settings within the answer's length, or BadRequest for a token that does not exist."""
+    sampling = message.sampling
+    encoder.check_ids((token_id for token_id, _ in sampling.logit_bias), "logit_bias")
+    encoder.check_ids(sampling.stop_token_ids, "stop_token_ids")
+    ends = () if sampling.ignore_eos else encoder.end_token_ids(message.prompt)
+    stops = tuple(dict.fromkeys((*sampling.stop_token_ids, *ends)))
+    if len(stops) > MAX_STOP_TOKENS:
+        sentence = f"'suffix' needs {len(ends)} of the {MAX_STOP_TOKENS} tokens to stop at."
+        raise BadRequest(sentence, "stop_token_ids")
+    min_tokens = min(sampling.min_tokens, max_tokens)
+    return replace(sampling, min_tokens=min_tokens, stop_token_ids=stops)
+
+
+def _marks(
+    message: Tokenize, prompt: list[int], thoughts: ThoughtFormat | None
+) -> ThoughtMarks | None:
+    """How the detokenizer tells this answer's thoughts, if it is to tell any."""
+    chat = message.prompt.chat
+    if thoughts is None or chat is None or not message.text.splits_thoughts:
+        return None
+    return thoughts.marks(prompt, chat)
+
+
+def _text_start(
+    message: Tokenize, prompt: list[int], min_tokens: int, thoughts: ThoughtMarks | None
+) -> TextStart:
+    is_scored = message.sampling.num_prompt_logprobs is not None
+    return TextStart(
+        request_id=message.request_id,
+        frontend_id=message.frontend_id,
+        prompt_tail=tuple(prompt[-PROMPT_TAIL:]),
+        options=message.text,
+        min_tokens=min_tokens,
+        stop_token_ids=message.sampling.stop_token_ids,
+        scored_token_ids=tuple(prompt) if is_scored else (),
+        thoughts=thoughts,
+    )
