@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class Launcher:
         path = Path(self._run_directory) / f"{identity.room}.{identity.epoch}.json"
         path.write_bytes(wire.to_json(child))
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "shared.process", str(path)],
+            self._command(identity, path),
             env=child_environment(identity.kind, os.environ),
             stdin=subprocess.DEVNULL,
             pass_fds=[self._listener.fileno()] if identity.kind == "frontend" else [],
@@ -118,6 +119,10 @@ class Launcher:
         pidfd = os.pidfd_open(process.pid)
         self._poll.register(pidfd, select.POLLIN)
         self._children[identity.room] = Child(identity, process, pidfd)
+
+    def _command(self, identity: Identity, config_path: Path) -> list[str]:
+        """How a room is started; benchmarks put another program in the place of some."""
+        return [sys.executable, "-P", "-m", "shared.process", str(config_path)]
 
     def _receive(self) -> None:
         for message in self._mailbox.receive():
@@ -176,6 +181,9 @@ class Launcher:
             _wait_or_kill(children, time.monotonic() + seconds)
 
 
+MakeLauncher = Callable[[ServerConfig, str, socket.socket], Launcher]
+
+
 class _SignalPipe:
     """SIGINT and SIGTERM as bytes on a socket, so that they are handled in the loop."""
 
@@ -230,7 +238,7 @@ def _wait_or_kill(children: list[Child], deadline: float) -> None:
             child.process.wait()
 
 
-def serve() -> int:
+def serve(make_launcher: MakeLauncher = Launcher) -> int:
     """Runs one server to its end; returns the exit status, or raises FatalError."""
     settings = flags.read(sys.argv[1:], usable_environment(os.environ))
     config = settings.config
@@ -244,7 +252,7 @@ def serve() -> int:
     _warn_when_open(config, listener)
     port = listener.getsockname()[1]
     run_directory = open_run_directory(config.launcher.run_directory, port, os.environ)
-    status = Launcher(config, run_directory, listener).run()
+    status = make_launcher(config, run_directory, listener).run()
     remove_leftovers(Path(run_directory))
     return status
 
@@ -268,10 +276,10 @@ def _warn_when_open(config: ServerConfig, listener: socket.socket) -> None:
         )  # fmt: skip
 
 
-def main() -> int:
+def main(make_launcher: MakeLauncher = Launcher) -> int:
     """The boundary of the program: a FatalError is one line and its exit status."""
     try:
-        return serve()
+        return serve(make_launcher)
     except FatalError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201 — the one line of a failed start
         return error.exit_status

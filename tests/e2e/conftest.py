@@ -7,6 +7,8 @@ import openai
 import pytest
 from tokenizers import Tokenizer
 
+from benchmarks.formula.running import running_formula
+from benchmarks.formula.settings import FormulaSettings
 from tests.e2e.models import DEMO_DIRECTORY, save_endless_model
 from tests.e2e.server import RunningServer, running_server
 
@@ -29,6 +31,14 @@ def client(demo_server: RunningServer) -> Iterator[openai.OpenAI]:
     url = f"{demo_server.url}/v1"
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def formula_server() -> Iterator[RunningServer]:
+    """The server whose answers are a formula: of any text, and ending at any token."""
+    settings = FormulaSettings(text="mixed", end_probability=0.03)
+    with running_formula("--continuous-batching-batch-size", "8", settings=settings) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

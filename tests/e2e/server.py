@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import psutil
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = (sys.executable, str(ROOT / "launcher.py"))
 START_SECONDS = 120.0
 RESTING_AT_ZERO = (
     "vllm:num_requests_running",
@@ -30,10 +31,9 @@ _READY = re.compile(r"ready: serving (\S+) on http://[^:]+:(\d+)")
 class RunningServer:
     """One launcher process and what it has said so far."""
 
-    def __init__(self, arguments: list[str], prefix: list[str] | None = None) -> None:
-        command = [sys.executable, str(ROOT / "launcher.py"), *arguments]
+    def __init__(self, command: list[str]) -> None:
         self.process = subprocess.Popen(
-            [*(prefix or []), *command],
+            command,
             stderr=subprocess.PIPE,
             text=True,
             cwd=tempfile.gettempdir(),
@@ -91,12 +91,14 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(*arguments: str, prefix: list[str] | None = None) -> Iterator[RunningServer]:
+def running_server(
+    *arguments: str, prefix: Iterable[str] = (), program: Iterable[str] = LAUNCHER
+) -> Iterator[RunningServer]:
     """A ready server on a free port with a run directory of its own."""
     with tempfile.TemporaryDirectory(prefix="toa-") as run_directory:
         os.chmod(run_directory, 0o700)  # noqa: PTH101 — as short as it can be said
         common = ["--host", "127.0.0.1", "--port", "0", "--run-directory", run_directory]
-        server = RunningServer([*common, *arguments], prefix)
+        server = RunningServer([*prefix, *program, *common, *arguments])
         try:
             server.wait_ready()
             yield server

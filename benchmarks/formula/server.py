@@ -1,0 +1,67 @@
+"""Starts a formula server: the launcher's flags come after `--`, its log is the launcher's.
+
+python -m benchmarks.formula.server --step-ms 20 -- --hf-model demo --port 0
+"""
+
+import argparse
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+
+import launcher
+from benchmarks.formula.settings import FILE_NAME, FormulaSettings
+from shared.config import Identity, ServerConfig
+
+OWN_ROOMS = ("worker", "frontend")
+
+
+class FormulaLauncher(launcher.Launcher):
+    """The launcher, with a formula in the worker and an observed frontend."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        run_directory: str,
+        listener: socket.socket,
+        *,
+        settings: FormulaSettings,
+    ) -> None:
+        super().__init__(config, run_directory, listener)
+        settings.save(run_directory)
+
+    def run(self) -> int:
+        """Serves, and takes the settings away at the end."""
+        try:
+            return super().run()
+        finally:
+            (Path(self._run_directory) / FILE_NAME).unlink()
+
+    def _command(self, identity: Identity, config_path: Path) -> list[str]:
+        if identity.kind not in OWN_ROOMS:
+            return super()._command(identity, config_path)
+        return [sys.executable, "-P", "-m", "benchmarks.formula.room", str(config_path)]
+
+
+def parse(arguments: list[str]) -> FormulaSettings:
+    """The settings among the arguments before `--`."""
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [options] -- [flags]")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="least time of a step")
+    parser.add_argument("--end-probability", type=float, default=0.0, help="of each token")
+    parser.add_argument("--text", choices=("plain", "letters", "mixed"), default="plain")
+    parser.add_argument("--num-blocks", type=int, default=0, help="0: enough for every row")
+    parser.add_argument("--record", default="", help="directory for what the rooms measure")
+    return FormulaSettings(**vars(parser.parse_args(arguments)))
+
+
+def main() -> int:
+    """Runs the server to its end; returns the exit status."""
+    program, *arguments = sys.argv
+    middle = arguments.index("--") if "--" in arguments else len(arguments)
+    settings = parse(arguments[:middle])
+    sys.argv = [program, *arguments[middle + 1 :]]
+    return launcher.main(partial(FormulaLauncher, settings=settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
