@@ -10,7 +10,8 @@ from shared.errors import BadRequest, ErrorCode
 
 # Templates and the wire recurse into arguments; both stop far deeper, but not gracefully.
 _MAX_ARGUMENT_DEPTH = 32
-_COPIED_KEYS = ("name", "tool_call_id", "reasoning_content", "reasoning")
+_COPIED_KEYS = ("name", "tool_call_id")
+_THOUGHT_KEYS = ("reasoning_content", "reasoning")  # clients send either, templates read either
 
 
 def render(messages: list[ChatMessage]) -> tuple[dict[str, Any], ...]:
@@ -25,6 +26,9 @@ def _render(message: ChatMessage, path: str) -> dict[str, Any]:
     for key in _COPIED_KEYS:
         if getattr(message, key) is not None:
             rendered[key] = getattr(message, key)
+    given = [thoughts for key in _THOUGHT_KEYS if (thoughts := getattr(message, key)) is not None]
+    if given:
+        rendered |= dict.fromkeys(_THOUGHT_KEYS, given[0])
     if message.tool_calls:
         if role != "assistant":
             raise BadRequest("Only assistant messages call tools.", f"{path}.tool_calls")

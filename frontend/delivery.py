@@ -61,10 +61,12 @@ class Delivery:
         await _start(send, self._headers(_STREAM_HEADERS))
         if opening := chunks.opening():
             await _write(send, opening, is_last=False)
+        written_at = time.monotonic()
         while not chunks.is_over:
-            data = await _next_chunks(generation, chunks)
+            data = await _next_chunks(generation, chunks, written_at)
             if data:
                 await _write(send, data, is_last=chunks.is_over)
+                written_at = time.monotonic()
 
     async def _answer_whole(self, generation: Generation, head: Head, send: Send) -> None:
         accepted = await generation.accepted()
@@ -79,7 +81,8 @@ class Delivery:
     def _shape(self, accepted: list[Accepted]) -> Shape:
         has_logprobs, num_choices = self._framing.has_logprobs, self._wanted.num_choices
         if self._wanted.id_prefix == "chatcmpl":
-            return ChatShape(num_choices, has_logprobs=has_logprobs)
+            keys = self._framing.reasoning_keys
+            return ChatShape(num_choices, has_logprobs=has_logprobs, reasoning_keys=keys)
         echo = self._framing.echo
         return CompletionShape(accepted, num_choices, has_logprobs=has_logprobs, echo=echo)
 
@@ -112,9 +115,10 @@ async def _wait_until_gone(receive: Receive) -> None:
         pass  # the rest of a body that was read already
 
 
-async def _next_chunks(generation: Generation, chunks: AnswerStream) -> bytes:
+async def _next_chunks(generation: Generation, chunks: AnswerStream, written_at: float) -> bytes:
+    """What is to be written next; nothing while text is held back or thoughts are left out."""
     try:
-        async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+        async with asyncio.timeout(written_at + KEEP_ALIVE_SECONDS - time.monotonic()):
             events = await generation.next_events()
     except TimeoutError:
         return stream.KEEP_ALIVE

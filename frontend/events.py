@@ -32,6 +32,7 @@ class TextAdded:
     finish_reason: str | None = None  # "stop" or "length" with the last piece
     stop_reason: str | int | None = None  # the caller's stop string or token that ended it
     tokens: tuple[ScoredToken, ...] = ()  # of this text, where their logprobs were asked for
+    thoughts: str = ""  # what the model thought before this text
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Finished:
 
     completion_tokens: int  # of all answers together
     cached_tokens: int  # of the prompt
+    reasoning_tokens: int = 0  # of the completion's tokens, those of thoughts
 
 
 @dataclass(frozen=True)

@@ -51,21 +51,16 @@ _OF_ANY_ANSWER: dict[str, tuple[Any, ...]] = {
 }
 _OF_CHAT: dict[str, tuple[Any, ...]] = {
     # OpenAI
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
-    "reasoning_effort": (),
     "web_search_options": (),
     # vLLM, SGLang and the predecessor
     "best_of": (1,),
     "echo": (False,),
     "documents": ([],),
     "chat_template": (),
-    "separate_reasoning": (False,),
-    "include_reasoning": (True,),
 }
 
 

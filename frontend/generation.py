@@ -100,7 +100,8 @@ class Generation:
         if len(self._finished) == self._num_prompts:
             tokens = sum(finished.completion_tokens for finished in self._finished)
             cached = sum(finished.cached_tokens for finished in self._finished)
-            self._pending.append(Finished(tokens, cached))
+            thought = sum(finished.reasoning_tokens for finished in self._finished)
+            self._pending.append(Finished(tokens, cached, thought))
 
     def __enter__(self) -> Self:
         return self

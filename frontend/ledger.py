@@ -71,6 +71,7 @@ class _Row:
     choice: int
     seq: int
     text: str
+    thoughts: str
     completion_tokens: int
     tokens: tuple[ScoredToken, ...]  # of the text, where asked for
     prompt: tuple[ScoredToken, ...]  # of the prompt, with its request's first row, where asked for
@@ -91,6 +92,7 @@ class Entry:
     state: State = State.QUEUED
     next_seqs: dict[int, int] = field(init=False)  # by answer; an ended one is not in it
     completion_tokens: int = 0  # of the answers that have ended
+    reasoning_tokens: int = 0  # of those, in thoughts
     early: list[_Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -252,8 +254,10 @@ class Ledger:
     def _end_answer(self, entry: Entry, row: _Row, end: TextEnded) -> None:
         del entry.next_seqs[row.choice]
         entry.completion_tokens += row.completion_tokens
+        entry.reasoning_tokens += end.reasoning_tokens
         if not entry.next_seqs:
-            self._end(entry, Finished(entry.completion_tokens, end.cached_tokens))
+            tokens = entry.completion_tokens
+            self._end(entry, Finished(tokens, end.cached_tokens, entry.reasoning_tokens))
 
     def _abandon(self, entries: list[Entry], error: RequestError) -> list[Abandoned]:
         abandoned = [Abandoned(entry.request_id, entry.working_rooms()) for entry in entries]
@@ -277,7 +281,7 @@ def _text_added(row: _Row) -> TextAdded:
     if row.end is not None:
         reason, stop_reason = row.end.finish_reason, row.end.stop_reason
     return TextAdded(
-        row.choice, row.text, row.completion_tokens, reason, stop_reason, tokens=row.tokens
+        row.choice, row.text, row.completion_tokens, reason, stop_reason, row.tokens, row.thoughts
     )
 
 
@@ -290,11 +294,13 @@ def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
         produced.choices,
         produced.seqs,
         produced.texts,
+        produced.thoughts or ("",) * len(produced.texts),
         produced.completion_tokens,
         produced.scored or ((),) * len(produced.texts),
         strict=True,
     )
-    for request_id, choice, seq, text, num_tokens, tokens in columns:
+    for request_id, choice, seq, text, thoughts, num_tokens, tokens in columns:
         end = ends.get((request_id, choice))
         prompt = prompts.pop(request_id, ())
-        yield request_id, _Row(worker, choice, seq, text, num_tokens, tokens, prompt, end)
+        row = _Row(worker, choice, seq, text, thoughts, num_tokens, tokens, prompt, end)
+        yield request_id, row

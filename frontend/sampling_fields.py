@@ -56,13 +56,16 @@ def sampling(
     )
 
 
-def text_options(request: SamplingFields, *, only_scores_prompt: bool = False) -> TextOptions:
+def text_options(
+    request: SamplingFields, *, only_scores_prompt: bool = False, splits_thoughts: bool = False
+) -> TextOptions:
     """How the answer becomes text."""
     return TextOptions(
         stop=_stop(request.stop),
         includes_stop=request.include_stop_str_in_output or request.no_stop_trim,
         skips_special_tokens=request.skip_special_tokens,
         only_scores_prompt=only_scores_prompt,
+        splits_thoughts=splits_thoughts,
     )
 
 

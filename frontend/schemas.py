@@ -21,6 +21,7 @@ from shared.sampling import (
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # of a message; templates take their time with many small things
 MAX_TOOL_CALLS = 128  # of a message
+MAX_TOOLS = 128
 MAX_PROMPTS = 1024  # of one completion request
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -30,6 +31,7 @@ _INT31 = 2**31 - 1
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Scalar = bool | int | float | str | None
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Penalty = Annotated[float, Meta(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
 TokenId = Annotated[int, Meta(ge=0, le=_INT31)]
@@ -124,6 +126,11 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Scalar] | None = None
+    reasoning_effort: Effort | None = None
+    separate_reasoning: bool = True
+    include_reasoning: bool = True
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] = []
+    tool_choice: Any = None
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):

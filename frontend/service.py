@@ -39,6 +39,7 @@ class Service:
             facts.sampling_defaults if facts else {},
             completion_max_tokens=config.default_completion_max_tokens,
             strict_max_tokens=config.strict_max_tokens,
+            reasoning_field=config.reasoning_field,
         )
 
 

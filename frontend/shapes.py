@@ -10,9 +10,10 @@ from shared.messages import ScoredToken, TopToken
 
 @dataclass
 class Answer:
-    """One answer as it grows: text, tokens and how it ended."""
+    """One answer as it grows, or a part of it: text, thoughts, tokens and how it ended."""
 
     texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     tokens: list[ScoredToken] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -20,6 +21,7 @@ class Answer:
     def add(self, event: TextAdded) -> None:
         """Takes the next piece."""
         self.texts.append(event.text)
+        self.thoughts.append(event.thoughts)
         self.tokens += event.tokens
         self.finish_reason = event.finish_reason
         self.stop_reason = event.stop_reason
@@ -28,6 +30,11 @@ class Answer:
     def text(self) -> str:
         """All of it so far."""
         return "".join(self.texts)
+
+    @property
+    def thought(self) -> str:
+        """All that was thought so far."""
+        return "".join(self.thoughts)
 
 
 class Shape(Protocol):
@@ -45,8 +52,8 @@ class Shape(Protocol):
     def prompt(self, event: PromptRead) -> Iterable[dict[str, Any]]:
         """Chunk choices that a scored prompt gives, once it is noted."""
 
-    def piece(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
-        """A chunk choice that adds text."""
+    def piece(self, index: int, part: Answer) -> dict[str, Any] | None:
+        """A chunk choice that adds a part of an answer; None where nothing is to be shown."""
 
     def end(self, index: int, answer: Answer) -> dict[str, Any]:
         """The chunk choice that says how the answer ended."""
@@ -56,14 +63,21 @@ class Shape(Protocol):
 
 
 class ChatShape:
-    """Chat completions: a message, or deltas of one."""
+    """Chat completions: a message, or deltas of one.
+
+    `reasoning_keys` are the names that its thoughts have there, none where they are left out.
+    Logprobs cover every token that the model wrote: thoughts, their marks and the answer.
+    """
 
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, num_choices: int, *, has_logprobs: bool) -> None:
+    def __init__(
+        self, num_choices: int, *, has_logprobs: bool, reasoning_keys: Sequence[str] = ()
+    ) -> None:
         self._num_choices = num_choices
         self._has_logprobs = has_logprobs
+        self._reasoning_keys = reasoning_keys
 
     def opening(self) -> Iterable[dict[str, Any]]:
         """The role of every answer, once."""
@@ -78,9 +92,14 @@ class ChatShape:
         """Chat never shows its prompt."""
         return ()
 
-    def piece(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+    def piece(self, index: int, part: Answer) -> dict[str, Any] | None:
         """See `Shape`."""
-        return _delta(index, {"content": text}, self._logprobs(tokens))
+        delta = self._reasoning(part)
+        if not (delta or part.text or part.tokens):
+            return None
+        if part.text or not delta:
+            delta["content"] = part.text
+        return _delta(index, delta, self._logprobs(part.tokens))
 
     def end(self, index: int, answer: Answer) -> dict[str, Any]:
         """See `Shape`."""
@@ -88,11 +107,16 @@ class ChatShape:
 
     def whole(self, index: int, answer: Answer) -> dict[str, Any]:
         """See `Shape`."""
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
         return {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "message": message | self._reasoning(answer),
             "logprobs": self._logprobs(answer.tokens),
         } | _ending(answer)
+
+    def _reasoning(self, answer: Answer) -> dict[str, Any]:
+        """The thoughts under each of their names, if there are any."""
+        return dict.fromkeys(self._reasoning_keys, answer.thought) if answer.thought else {}
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
         if not self._has_logprobs:
@@ -120,7 +144,7 @@ class CompletionShape:
         if self._echo and not self._has_logprobs:
             for prompt, text in enumerate(self._prompts):
                 for index in self._choices(prompt):
-                    yield self.piece(index, text, ())
+                    yield self._add(index, text, ())
 
     def note_prompt(self, event: PromptRead) -> None:
         """See `Shape`."""
@@ -129,10 +153,13 @@ class CompletionShape:
     def prompt(self, event: PromptRead) -> Iterable[dict[str, Any]]:
         """The prompt of as many choices, with its tokens."""
         for index in self._choices(event.prompt):
-            yield self.piece(index, self._prompt_text(event.prompt), event.tokens)
+            yield self._add(index, self._prompt_text(event.prompt), event.tokens)
 
-    def piece(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+    def piece(self, index: int, part: Answer) -> dict[str, Any] | None:
         """See `Shape`."""
+        return self._add(index, part.text, part.tokens) if part.text or part.tokens else None
+
+    def _add(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
         start = self._offsets.get(index, 0)
         self._offsets[index] = start + len(text)
         logprobs = _legacy_logprobs(tokens, start) if self._has_logprobs else None

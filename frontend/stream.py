@@ -57,8 +57,8 @@ class AnswerStream:
 
     def _pieces(self, added: dict[int, Answer]) -> Iterator[bytes]:
         for index, answer in added.items():
-            if answer.tokens or any(answer.texts):
-                yield self._chunk(self._shape.piece(index, answer.text, answer.tokens))
+            if (choice := self._shape.piece(index, answer)) is not None:
+                yield self._chunk(choice)
 
     def _ends(self, added: dict[int, Answer]) -> Iterator[bytes]:
         for index, answer in added.items():

@@ -1,11 +1,12 @@
 """A request's body to what the rooms behind need, or `BadRequest`. Pure; nothing re-checks it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from frontend import conversation, decoding, fields
 from frontend.fields import Fields
+from frontend.reasoning_fields import reasoning_keys, template_kwargs
 from frontend.sampling_fields import MANY, sampling, text_options
 from frontend.schemas import (
     MAX_PROMPTS,
@@ -33,6 +34,7 @@ class Rules:
     sampling_defaults: Mapping[str, float]
     completion_max_tokens: int = 16  # where a completion does not say (OpenAI)
     strict_max_tokens: bool = False
+    reasoning_field: str = "both"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Framing:
     include_usage: bool = False
     has_logprobs: bool = False
     echo: bool = False
+    reasoning_keys: tuple[str, ...] = ()  # the names of thoughts in messages, where they are shown
     ignored_fields: str = ""  # for the X-Ignored-Fields header
 
 
@@ -59,14 +62,16 @@ def chat(body: bytes, rules: Rules, random_seed: int, key_id: str = "") -> Ask:
     request, ignored_fields = _parse(body, fields.CHAT, ChatRequest, rules.model)
     if request.top_logprobs is not None and not request.logprobs:
         raise BadRequest("'top_logprobs' is only allowed with 'logprobs'.", "top_logprobs")
+    _refuse_tools(request)
+    keys = reasoning_keys(request, rules.reasoning_field)
     max_tokens = _least(request.max_completion_tokens, request.max_tokens)
     submission = Submission(
         id_prefix="chatcmpl",
-        prompts=(_chat_prompt(request, _truncate_to(request)),),
+        prompts=(_chat_prompt(request, _truncate_to(request), template_kwargs(request)),),
         max_tokens=max_tokens,
         is_strict=rules.strict_max_tokens,
         echo=False,
-        text=text_options(request),
+        text=text_options(request, splits_thoughts=keys is not None),
         sampling=sampling(
             request,
             rules.sampling_defaults,
@@ -78,7 +83,8 @@ def chat(body: bytes, rules: Rules, random_seed: int, key_id: str = "") -> Ask:
         num_choices=request.n,
         cache_salt=_salt(request, key_id),
     )
-    return _checked(submission, _framing(request, request.logprobs, False, ignored_fields), rules)
+    framing = _framing(request, request.logprobs, False, ignored_fields)
+    return _checked(submission, replace(framing, reasoning_keys=keys or ()), rules)
 
 
 def completion(body: bytes, rules: Rules, random_seed: int, key_id: str = "") -> Ask:
@@ -120,7 +126,7 @@ def tokenize(body: bytes, model: ServedModel) -> Lookup:
         sentence = "Give exactly one of 'prompt', 'content' and 'messages'."
         raise BadRequest(sentence, given[1] if given else "prompt", ErrorCode.MISSING_PARAMETER)
     if request.messages is not None:
-        prompt = _chat_prompt(request, None)
+        prompt = _chat_prompt(request, None, request.chat_template_kwargs or {})
     else:
         text = request.prompt if request.prompt is not None else request.content or ""
         special = request.add_special_tokens is not False
@@ -155,7 +161,21 @@ def _checked(submission: Submission, framing: Framing, rules: Rules) -> Ask:
     return Ask(submission, framing)
 
 
-def _chat_prompt(request: ChatRequest | TokenizeRequest, truncate_to: int | None) -> Prompt:
+def _refuse_tools(request: ChatRequest) -> None:
+    """Tools that must not be called are left out of the prompt; others are not supported yet."""
+    refused = {
+        "tool_choice": request.tool_choice not in (None, "none", "auto"),
+        "tools": bool(request.tools) and request.tool_choice != "none",
+    }
+    for name, is_refused in refused.items():
+        if is_refused:
+            sentence = f"'{name}' with this value is not supported by this server."
+            raise BadRequest(sentence, name, ErrorCode.UNSUPPORTED_PARAMETER)
+
+
+def _chat_prompt(
+    request: ChatRequest | TokenizeRequest, truncate_to: int | None, kwargs: Mapping[str, Any]
+) -> Prompt:
     messages: list[ChatMessage] = request.messages or []
     goes_on = request.continue_final_message
     if goes_on and request.add_generation_prompt:
@@ -167,7 +187,7 @@ def _chat_prompt(request: ChatRequest | TokenizeRequest, truncate_to: int | None
     opens = request.add_generation_prompt
     conversation_prompt = ChatPrompt(
         messages=conversation.render(messages),
-        template_kwargs=request.chat_template_kwargs or {},
+        template_kwargs=dict(kwargs),
         add_generation_prompt=not goes_on if opens is None else opens,
         continue_final_message=goes_on,
         add_special_tokens=bool(request.add_special_tokens),

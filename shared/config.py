@@ -122,6 +122,11 @@ class FrontendConfig:
     default_completion_max_tokens: int = flag(
         16, "max_tokens of a /v1/completions request that names none", at_least=1
     )
+    reasoning_field: str = flag(
+        "both",
+        "where a message holds the model's thoughts; `none`: in the content, as they were written",
+        choices=("both", "reasoning_content", "reasoning", "none"),
+    )
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
     )

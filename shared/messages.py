@@ -117,6 +117,7 @@ class TextOptions:
     includes_stop: bool = False  # the stop string that ended the answer is a part of it
     skips_special_tokens: bool = True
     only_scores_prompt: bool = False  # the answer has no token: `max_tokens` was 0
+    splits_thoughts: bool = False  # thoughts come apart from the answer, both without their marks
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,16 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class ThoughtMarks:
+    """How the model marks its thoughts, and where the prompt left it (part of `TextStart`)."""
+
+    template: dict[str, Any]  # the regions of an answer, as transformers' `response_template`
+    prefix: str  # what of the answer the prompt holds already, such as `<think>`
+    special_ids: tuple[int, ...]  # special tokens in marks: read even where they are not shown
+    come_first: bool  # thoughts come before the answer or not at all
+
+
+@dataclass(frozen=True)
 class TextStart:
     """What the detokenizer must know before a request's first token; opaque to the worker."""
 
@@ -195,6 +206,7 @@ class TextStart:
     min_tokens: int = 0  # no stop string is looked for in the text of as many
     stop_token_ids: tuple[int, ...] = ()  # the caller's own: one that ends an answer is its reason
     scored_token_ids: tuple[int, ...] = ()  # the whole prompt, where its logprobs are wanted
+    thoughts: ThoughtMarks | None = None  # None: all text is the answer
 
 
 @dataclass(frozen=True)
@@ -321,6 +333,7 @@ class TextEnded:
     finish_reason: str  # "stop" or "length"
     stop_reason: str | int | None  # the caller's stop string or token that ended it
     cached_tokens: int  # of the request's prompt
+    reasoning_tokens: int = 0  # of the answer's tokens, those of its thoughts and their marks
 
 
 @dataclass(frozen=True)
@@ -337,6 +350,7 @@ class TextProduced:
     scored: tuple[tuple[ScoredToken, ...], ...]  # the tokens of each text; () when no row has any
     prompts: tuple[PromptScored, ...]  # of requests whose first text is here
     ended: tuple[TextEnded, ...]
+    thoughts: tuple[str, ...] = ()  # beside each text, and before it; () when no row has any
 
 
 @dataclass(frozen=True)

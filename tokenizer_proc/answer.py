@@ -6,9 +6,16 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer as Vocabulary
 
-from shared.messages import ScoredToken, SequenceEnded, TextStart, TokenLogprobs
+from shared.messages import (
+    ScoredToken,
+    SequenceEnded,
+    TextStart,
+    ThoughtMarks,
+    TokenLogprobs,
+)
 from tokenizer_proc.incremental import IncrementalDetokenizer
 from tokenizer_proc.stopping import StopMatcher
+from tokenizer_proc.thoughts import Parts, ThoughtSplitter
 from tokenizer_proc.token_texts import TokenTexts
 
 
@@ -17,6 +24,7 @@ class Piece(NamedTuple):
 
     text: str
     tokens: tuple[ScoredToken, ...] = ()  # () unless their logprobs are wanted
+    thoughts: str = ""  # what was thought before the text
 
 
 class Answer:
@@ -24,7 +32,8 @@ class Answer:
 
     It ends at a stop string, which it decides itself, or with the worker's last token. `num_tokens`
     counts up to the token that ended it: nothing after a stop string counts. None is looked for in
-    the text of the first `min_tokens` tokens.
+    the text of the first `min_tokens` tokens. Stop strings are looked for in thoughts as well, and
+    in their marks.
     """
 
     def __init__(
@@ -41,6 +50,12 @@ class Answer:
         )
         self._stops = StopMatcher(start.options.stop)
         self._scores = _Scores(texts)
+        self._thoughts = _Thoughts(start, start.thoughts, vocabulary) if start.thoughts else None
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """How many tokens are known to belong to thoughts."""
+        return self._thoughts.num_tokens if self._thoughts is not None else 0
 
     def add(self, token_id: int, told: TokenLogprobs | None, end: SequenceEnded | None) -> Piece:
         """Counts one token and returns what has become certain; `end` marks the last."""
@@ -48,12 +63,8 @@ class Answer:
             self.finish_reason = "length"
             return Piece("")
         self.num_tokens += 1
-        text = ""
-        if end is None or not end.hides_last_token:
-            produced = self._detokenizer.add(token_id)
-            if told is not None:
-                self._scores.add(token_id, produced, told)
-            text = self._search(produced)
+        is_hidden = end is not None and end.hides_last_token
+        text = "" if is_hidden else self._search(self._produce(token_id, told))
         if end is not None and self._stops.matched is None:
             text += self._release()
             self._end(end.finish_reason, token_id)
@@ -63,7 +74,18 @@ class Answer:
         tokens = self._scores.take(len(text))
         if self.finish_reason is not None:
             tokens += self._scores.last(is_cut=self._stops.matched is not None)
+        if self._thoughts is not None:
+            return self._thoughts.split(text, tokens, is_last=self.finish_reason is not None)
         return Piece(text, tokens)
+
+    def _produce(self, token_id: int, told: TokenLogprobs | None) -> str:
+        """The text that the token completes."""
+        text = self._detokenizer.add(token_id)
+        if self._thoughts is not None:
+            text = text or self._thoughts.hidden_mark(token_id)
+        if told is not None:
+            self._scores.add(token_id, text, told)
+        return text
 
     def _end(self, reason: str, last_token_id: int) -> None:
         self.finish_reason = reason
@@ -80,6 +102,40 @@ class Answer:
     def _search(self, text: str) -> str:
         """The part of the newest token's text that no stop string can take back."""
         return text if self.num_tokens <= self._start.min_tokens else self._stops.add(text)
+
+
+class _Thoughts:
+    """The thoughts of an answer, and how many of its tokens went into them."""
+
+    def __init__(self, start: TextStart, marks: ThoughtMarks, vocabulary: Vocabulary) -> None:
+        self.num_tokens = 0
+        self._splitter = ThoughtSplitter(marks)
+        hidden = marks.special_ids if start.options.skips_special_tokens else ()
+        self._hidden = {token_id: vocabulary.id_to_token(token_id) or "" for token_id in hidden}
+        self._num_undecided = 0  # tokens since the last that is known to be one or the other
+        self._waiting: tuple[ScoredToken, ...] = ()
+
+    def hidden_mark(self, token_id: int) -> str:
+        """The text of a token that is not shown, if a mark is made of it."""
+        return self._hidden.get(token_id, "")
+
+    def split(self, certain: str, tokens: tuple[ScoredToken, ...], *, is_last: bool) -> Piece:
+        """What one more token made certain; scored tokens wait for text that they can go with."""
+        parts = self._splitter.add(certain, is_last=is_last)
+        self._count(parts)
+        self._waiting += tokens
+        if not (parts.thoughts or parts.content or is_last):
+            return Piece("")
+        tokens, self._waiting = self._waiting, ()
+        return Piece(parts.content, tokens, parts.thoughts)
+
+    def _count(self, parts: Parts) -> None:
+        """Where a stop string is looked for in the last mark, a token behind it may count too."""
+        self._num_undecided += 1
+        if parts.is_thought:
+            self.num_tokens += self._num_undecided
+        if parts.is_thought or parts.content:
+            self._num_undecided = 0
 
 
 class _Scores:

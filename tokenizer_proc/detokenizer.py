@@ -1,4 +1,4 @@
-"""The detokenizer process: token ids to text, stop strings, usage. It never loads torch.
+"""The detokenizer process: token ids to text, stop strings, thoughts, usage. It loads no torch.
 
 One message a step comes in, one a step goes out to each frontend that has a stake in it. It decides
 stop strings and counts usage; the worker decides end tokens and length.
@@ -55,6 +55,7 @@ class Outgoing:
     completion_tokens: list[int] = field(default_factory=list)
     scored: list[tuple[ScoredToken, ...]] = field(default_factory=list)
     prompts: list[PromptScored] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     ended: list[TextEnded] = field(default_factory=list)
     failed: list[RequestFailed] = field(default_factory=list)
 
@@ -65,6 +66,7 @@ class Outgoing:
         self.texts.append(piece.text)
         self.completion_tokens.append(answer.num_tokens)
         self.scored.append(piece.tokens)
+        self.thoughts.append(piece.thoughts)
         if answer.finish_reason is not None:
             end = TextEnded(
                 key.request_id,
@@ -72,6 +74,7 @@ class Outgoing:
                 answer.finish_reason,
                 answer.stop_reason,
                 answer.cached_tokens,
+                answer.reasoning_tokens,
             )
             self.ended.append(end)
 
@@ -93,6 +96,7 @@ class Outgoing:
             scored=tuple(self.scored) if any(self.scored) else (),
             prompts=tuple(self.prompts),
             ended=tuple(self.ended),
+            thoughts=tuple(self.thoughts) if any(self.thoughts) else (),
         )
 
 

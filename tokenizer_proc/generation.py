@@ -7,16 +7,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shared.errors import BadRequest, ErrorCode
-from shared.messages import Generate, Prompt, PromptAccepted, TextStart, Tokenize
+from shared.messages import (
+    Generate,
+    Prompt,
+    PromptAccepted,
+    TextStart,
+    ThoughtMarks,
+    Tokenize,
+)
 from shared.sampling import MAX_PROMPT_LOGPROBS, MAX_STOP_TOKENS, SamplingParams
 from tokenizer_proc.context import too_long
 from tokenizer_proc.prompt import PromptEncoder
+from tokenizer_proc.thought_marks import ThoughtFormat
 
 PROMPT_TAIL = 8  # tokens of the prompt that give the answer's first piece of text its context
 
 
 def accept(
-    message: Tokenize, encoder: PromptEncoder, context: int
+    message: Tokenize,
+    encoder: PromptEncoder,
+    context: int,
+    thoughts: ThoughtFormat | None = None,
 ) -> tuple[PromptAccepted, Generate]:
     """What the frontend and the worker hear of a prompt; `context` is in tokens."""
     whole = encoder.encode(message.prompt, context)
@@ -36,7 +47,7 @@ def accept(
         sampling=sampling,
         num_choices=message.num_choices,
         cache_salt=message.cache_salt,
-        text=_text_start(message, prompt, sampling.min_tokens),
+        text=_text_start(message, prompt, sampling.min_tokens, _marks(message, prompt, thoughts)),
     )
     return accepted, generate
 
@@ -125,7 +136,19 @@ def _fitted(message: Tokenize, max_tokens: int, encoder: PromptEncoder) -> Sampl
     return replace(sampling, min_tokens=min_tokens, stop_token_ids=stops)
 
 
-def _text_start(message: Tokenize, prompt: list[int], min_tokens: int) -> TextStart:
+def _marks(
+    message: Tokenize, prompt: list[int], thoughts: ThoughtFormat | None
+) -> ThoughtMarks | None:
+    """How the detokenizer tells this answer's thoughts, if it is to tell any."""
+    chat = message.prompt.chat
+    if thoughts is None or chat is None or not message.text.splits_thoughts:
+        return None
+    return thoughts.marks(prompt, chat)
+
+
+def _text_start(
+    message: Tokenize, prompt: list[int], min_tokens: int, thoughts: ThoughtMarks | None
+) -> TextStart:
     is_scored = message.sampling.num_prompt_logprobs is not None
     return TextStart(
         request_id=message.request_id,
@@ -135,4 +158,5 @@ def _text_start(message: Tokenize, prompt: list[int], min_tokens: int) -> TextSt
         min_tokens=min_tokens,
         stop_token_ids=message.sampling.stop_token_ids,
         scored_token_ids=tuple(prompt) if is_scored else (),
+        thoughts=thoughts,
     )

@@ -27,6 +27,7 @@ from tokenizer_proc.generation import accept
 from tokenizer_proc.loading import load_tokenizer
 from tokenizer_proc.lookup import decoded, encoded
 from tokenizer_proc.prompt import PromptEncoder
+from tokenizer_proc.thought_marks import ThoughtFormat, find_thoughts
 from tokenizer_proc.vocabulary import vocabulary_path
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,12 @@ class Tokenizer:
     A Tokenize becomes a PromptAccepted and a Generate, an Encode Encoded, a Decode Decoded.
     """
 
-    def __init__(self, mailbox: Mailbox, encoder: PromptEncoder) -> None:
+    def __init__(
+        self, mailbox: Mailbox, encoder: PromptEncoder, thoughts: ThoughtFormat | None = None
+    ) -> None:
         self._mailbox = mailbox
         self._encoder = encoder
+        self._thoughts = thoughts
         self._granted: set[tuple[str, int]] = set()  # frontend lives that hold credit
         self._early_aborts: set[str] = set()  # aborts in the same delivery as their command
 
@@ -108,7 +112,7 @@ class Tokenizer:
     def _forward(self, message: Tokenize, frontend: str) -> None:
         """Answers the frontend first: what follows from the worker must find it accepted."""
         context = self._worker(message.worker_id).max_model_len
-        accepted, generate = accept(message, self._encoder, context)
+        accepted, generate = accept(message, self._encoder, context, self._thoughts)
         self._mailbox.send(frontend, accepted)
         if not self._mailbox.send(f"worker-{message.worker_id}", generate):
             raise _WORKER_GONE
@@ -137,4 +141,4 @@ def run(config: TokenizerConfig, mailbox: Mailbox) -> None:
     tokenizer = load_tokenizer(config)
     publish_vocabulary(tokenizer, vocabulary_path(config.identity.run_directory))
     mailbox.report_ready()
-    Tokenizer(mailbox, PromptEncoder(tokenizer)).run()
+    Tokenizer(mailbox, PromptEncoder(tokenizer), find_thoughts(tokenizer)).run()

@@ -1,4 +1,4 @@
-"""Where the tokenizer leaves its vocabulary for the detokenizer, which never loads transformers."""
+"""Where the tokenizer leaves its vocabulary for the detokenizer, which loads no checkpoint."""
 
 from pathlib import Path
 

@@ -58,6 +58,8 @@ class Piece:
     seq: int  # its n-th row is its n-th token
     text: str
     finish: str | None = None
+    thoughts: str = ""
+    reasoning_tokens: int = 0  # of the whole answer, with its end
 
 
 def make_texts(request_id: str, *pieces: Piece, epoch: int = 1) -> TextProduced:
@@ -73,10 +75,18 @@ def make_texts(request_id: str, *pieces: Piece, epoch: int = 1) -> TextProduced:
         scored=(),
         prompts=(),
         ended=tuple(
-            TextEnded(request_id, piece.choice, piece.finish, None, CACHED_TOKENS)
+            TextEnded(
+                request_id,
+                piece.choice,
+                piece.finish,
+                None,
+                CACHED_TOKENS,
+                piece.reasoning_tokens,
+            )
             for piece in pieces
             if piece.finish is not None
         ),
+        thoughts=tuple(piece.thoughts for piece in pieces),
     )
 
 
@@ -180,7 +190,7 @@ class ScriptedMailbox(PipeMailbox):
 
     `say a|b` answers in two steps; `start a|b` leaves the answer open; `refuse` fails in the
     tokenizer; `hang` is never accepted; `break a` fails after its text. `say a|b/c` is for two
-    answers; one alone stands for every answer that is asked for.
+    answers; one alone stands for every answer that is asked for. `~a` is a thought.
     """
 
     requests: list[Tokenize] = field(default_factory=list)
@@ -216,11 +226,18 @@ class ScriptedMailbox(PipeMailbox):
         columns = [answer.split("|") for answer in answers]
         for seq in range(max(map(len, columns))):
             pieces = [
-                Piece(choice, seq, texts[seq], finish if seq == len(texts) - 1 else None)
+                _piece(choice, seq, texts, finish)
                 for choice, texts in enumerate(columns)
                 if seq < len(texts)
             ]
             self.deliver(make_texts(request_id, *pieces))
+
+
+def _piece(choice: int, seq: int, texts: list[str], finish: str | None) -> Piece:
+    is_thought = texts[seq].startswith("~")
+    text, thoughts = ("", texts[seq][1:]) if is_thought else (texts[seq], "")
+    end = finish if seq == len(texts) - 1 else None
+    return Piece(choice, seq, text, end, thoughts, sum(t.startswith("~") for t in texts))
 
 
 def _script(request: Tokenize) -> str:

@@ -99,6 +99,17 @@ CHAT: dict[str, Row] = ANY_ANSWER | {
         {"chat_template_kwargs": {"enable_thinking": False}},
         {"enable_thinking": False},
     ),
+    "reasoning_effort": (
+        "prompt.chat.template_kwargs",
+        {"reasoning_effort": "none"},
+        {"reasoning_effort": "none", "enable_thinking": False},
+    ),
+    "separate_reasoning": (
+        "submission.text.splits_thoughts",
+        {"separate_reasoning": False},
+        False,
+    ),
+    "include_reasoning": ("framing.reasoning_keys", {"include_reasoning": False}, ()),
 }
 COMPLETION: dict[str, Row] = ANY_ANSWER | {
     "prompt": ("prompt.text.text", {"prompt": "other"}, "other"),
@@ -172,6 +183,8 @@ ENDPOINTS: dict[str, tuple[Any, Any, dict[str, Row]]] = {
 # What shows by an error alone: another model, and more candidates than answers.
 SHOWN_BY_REFUSAL = {
     ("chat", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),
+    ("chat", "tools"): ({"tools": [{"type": "function"}]}, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("chat", "tool_choice"): ({"tool_choice": "required"}, ErrorCode.UNSUPPORTED_PARAMETER),
     ("completion", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),
     ("completion", "best_of"): ({"best_of": 2}, ErrorCode.UNSUPPORTED_PARAMETER),
     ("tokenize", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),

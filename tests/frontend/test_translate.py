@@ -44,8 +44,9 @@ def test_defaults() -> None:
     assert conversation(found) == ChatPrompt(({"role": "user", "content": "hello"},), {})
     assert found.submission.sampling == SamplingParams(seed=5)
     assert found.submission.max_tokens is None
-    assert found.submission.text == TextOptions()
-    assert found.framing == translate.Framing()
+    assert found.submission.text == TextOptions(splits_thoughts=True)
+    keys = ("reasoning_content", "reasoning")
+    assert found.framing == translate.Framing(reasoning_keys=keys)
 
 
 def test_every_optional_field_may_be_null() -> None:
@@ -102,7 +103,11 @@ MESSAGES = [
     ),
     (
         {"role": "assistant", "content": "x", "reasoning_content": "y"},
-        {"role": "assistant", "content": "x", "reasoning_content": "y"},
+        {"role": "assistant", "content": "x", "reasoning_content": "y", "reasoning": "y"},
+    ),
+    (
+        {"role": "assistant", "content": "x", "reasoning": "y"},
+        {"role": "assistant", "content": "x", "reasoning_content": "y", "reasoning": "y"},
     ),
     ({"role": "assistant", "refusal": "no"}, {"role": "assistant", "content": "no"}),
     (

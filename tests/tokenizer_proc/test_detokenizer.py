@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ from shared.messages import (
     TokensSampled,
 )
 from tests.fakes import FakeMailbox
+from tests.tokenizer_proc.marks import THINK
 from tests.tokenizer_proc.vocabularies import END, make_byte_tokenizer
 from tokenizer_proc.answer import Answer, Piece
 from tokenizer_proc.detokenizer import Detokenizer
@@ -280,9 +282,29 @@ def test_no_text_of_a_request_follows_its_failure() -> None:
     assert bench.detokenizer.num_answers == 1
 
 
-def test_it_never_loads_torch_or_transformers() -> None:
+def test_thoughts_are_a_column_of_their_own_where_there_are_any() -> None:
+    bench = Bench()
+    marks = replace(THINK, prefix="<think>")
+    thinking = RequestStarted(TextStart("a", 0, (), TextOptions(), thoughts=marks), 1, 0, ())
+    (first,) = bench.step({"a": "x", "b": "y"}, starts=(thinking, start("b")))
+    assert (first.thoughts, first.texts) == (("x", ""), ("", "y"))
+    for letter in "</think>":
+        (produced,) = bench.step({"a": letter, "b": letter})
+        assert (produced.thoughts, produced.texts) == ((), ("", letter))
+    ends = (ended("a", "length"), ended("b", "length"))
+    (last,) = bench.step({"a": "z", "b": "z"}, ends=ends)
+    assert (last.thoughts, last.texts) == ((), ("z", "z"))
+    assert [end.reasoning_tokens for end in last.ended] == [len("x</think>"), 0]
+
+
+def test_it_never_loads_torch() -> None:
+    """Not even when it reads thoughts: of transformers it uses the response parser alone."""
     script = (
         "import sys, tokenizer_proc.detokenizer\n"
-        "print({'torch', 'transformers'} & set(sys.modules))"
+        "from tests.tokenizer_proc.marks import THINK\n"
+        "from tokenizer_proc.thoughts import ThoughtSplitter\n"
+        "ThoughtSplitter(THINK).add('<think>a</think>b', is_last=True)\n"
+        "heavy = ('torch', 'transformers.tokenization_utils_base', 'transformers.modeling_utils')\n"
+        "print(set(heavy) & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "set()"

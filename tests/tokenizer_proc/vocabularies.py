@@ -1,4 +1,4 @@
-"""A tokenizer for tests of the rooms: one token a byte, with ChatML's control tokens."""
+"""Tokenizers for tests of the rooms: one token a byte, with ChatML's control tokens."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -20,4 +20,17 @@ def make_byte_tokenizer() -> PreTrainedTokenizerFast:
     backend.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", END)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
     tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_thinking_tokenizer(
+    *marks: str, special: tuple[str, ...] = (), added: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """The same with a template that holds these marks, and with more tokens."""
+    tokenizer = make_byte_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.add_special_tokens([AddedToken(text, special=True) for text in special])
+    backend.add_tokens([AddedToken(text, normalized=False) for text in added])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
+    tokenizer.chat_template = TEMPLATE + "".join(f"{{# {mark} #}}" for mark in marks)
     return tokenizer
