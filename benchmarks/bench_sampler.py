@@ -1,4 +1,4 @@
-"""Microseconds to sample one step, by batch, vocabulary and what the requests ask for.
+"""Microseconds to sample one step and to tell it, by batch, vocabulary and what requests ask for.
 
 The ceiling is reading the step's logits once: N x V x 4 bytes over the memory bandwidth, which is
 measured here too, by copying as many bytes. A greedy step comes near it; what a setting adds shows
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gpu_worker.logprobs import Scorer
 from gpu_worker.sampler import Sampler
 from scheduler.plan import Admission, Chunk, StepPlan
 from shared.sampling import SamplingParams
@@ -40,6 +41,8 @@ CASES: dict[str, dict[str, Any]] = {
     "top_k 50, top_p": {"top_k": 50, "top_p": 0.9},
     "top_k 1000, top_p": {"top_k": 1000, "top_p": 0.9},
     "top_p": {"top_p": 0.9},
+    "greedy, logprobs 0": {"temperature": 0.0, "num_logprobs": 0},
+    "greedy, logprobs 20": {"temperature": 0.0, "num_logprobs": 20},
     "greedy, penalties": {"temperature": 0.0, **PENALTIES},
     "all": {"top_k": 50, "top_p": 0.9, "min_p": 0.01, **PENALTIES},
 }
@@ -74,10 +77,12 @@ def step(
     num_rows: int, vocab_size: int, asked: dict[str, Any], device: torch.device
 ) -> Callable[[], object]:
     """One decode step of rows that all ask for this."""
-    sampler = Sampler(num_rows, vocab_size, device)
+    sampler, scorer = Sampler(num_rows, vocab_size, device), Scorer(vocab_size, device)
     for row in range(num_rows):
         sampling = SamplingParams(seed=row, **asked)
-        sampler.begin(Admission(row, sampling, PROMPT, len(PROMPT) // 2, frozenset({1}), ()))
+        admission = Admission(row, sampling, PROMPT, len(PROMPT) // 2, frozenset({1}), ())
+        sampler.begin(admission)
+        scorer.begin(admission)
     rows = list(range(num_rows))
     on_device = torch.arange(num_rows, device=device)
     logits = 3.0 * torch.randn(num_rows, vocab_size, device=device)
@@ -88,7 +93,8 @@ def step(
         index = next(indices)
         chunks = tuple(Chunk(row, index, (7,), (), index, True) for row in rows)
         sampler.observe(StepPlan(index, (), chunks, num_rows))
-        return sampler.sample(logits, on_device, torch.full_like(on_device, index), rows)
+        token_ids = sampler.sample(logits, on_device, torch.full_like(on_device, index), rows)
+        return token_ids, scorer.score_sampled(logits, token_ids, rows)
 
     return run
 
@@ -117,10 +123,10 @@ def main() -> None:
     device = torch.device(parser.parse_args().device)
     with torch.inference_mode():
         lines = measure(device)
-    print(f"{'':18}{'V':>8}{'rows':>6}{'µs a step':>12}{'ceiling':>10}{'ratio':>8}")
+    print(f"{'':20}{'V':>8}{'rows':>6}{'µs a step':>12}{'ceiling':>10}{'ratio':>8}")
     for line in lines:
         print(
-            f"{line['case']:18}{line['vocabulary']:8}{line['rows']:6}"
+            f"{line['case']:20}{line['vocabulary']:8}{line['rows']:6}"
             f"{line['microseconds']:12.1f}{line['ceiling']:10.1f}{line['times_ceiling']:8.1f}"
         )
     print(json.dumps({"device": str(device), "threads": torch.get_num_threads(), "lines": lines}))

@@ -1,8 +1,8 @@
 """StepPlan to tensors: one flat row of tokens, and where each token's keys and values go.
 
 Dimension names used in this room: T tokens of a step, B sequences of a step, N sampled tokens of a
-step, R rows of the runner's tables (one a running sequence), C context tokens of one sequence,
-V vocabulary.
+step, S prompt tokens that a step scores, R rows of the runner's tables (one a running sequence),
+C context tokens of one sequence, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -44,9 +44,10 @@ class Batch:
     span_rows: torch.Tensor  # [B], table row of each sequence
     context_lengths: torch.Tensor  # [B], tokens of each sequence up to its last one here
     span_starts: torch.Tensor  # [B + 1], first flat token of each sequence, then T
-    sampled: torch.Tensor  # [N], flat tokens whose logits are wanted
+    kept: torch.Tensor  # [N + S], flat tokens whose logits are wanted: to sample, then to score
     sampled_rows: torch.Tensor  # [N], table row of each
     output_indices: torch.Tensor  # [N], number of each token in its answer
+    targets: torch.Tensor  # [S], the tokens to score
     table_updates: torch.Tensor  # [3, U]: row, index in the row's block table, block
     packed: torch.Tensor  # all of the above in this order
     spans: tuple[Span, ...]
@@ -86,15 +87,17 @@ def prepare(plan: StepPlan, rows: Rows, device: torch.device) -> Batch:
     spans = _spans(plan, rows)
     sampling = [pair for pair in zip(spans, plan.chunks, strict=True) if pair[1].samples]
     updates = _table_updates(plan)
+    scored, targets = _scored(plan)
     fields = (
         [token_id for chunk in plan.chunks for token_id in chunk.token_ids],
         *_places(plan.chunks, rows),
         [span.row for span in spans],
         [span.context_length for span in spans],
         [0, *(span.end for span in spans)],
-        [span.end - 1 for span, _ in sampling],
+        [*(span.end - 1 for span, _ in sampling), *scored],
         [span.row for span, _ in sampling],
         [chunk.output_index for _, chunk in sampling],
+        targets,
         [number for column in zip(*updates, strict=True) for number in column],
     )
     packed = upload(list(chain.from_iterable(fields)), torch.long, device)
@@ -107,10 +110,11 @@ def prepare(plan: StepPlan, rows: Rows, device: torch.device) -> Batch:
         span_rows=views[4],
         context_lengths=views[5],
         span_starts=views[6],
-        sampled=views[7],
+        kept=views[7],
         sampled_rows=views[8],
         output_indices=views[9],
-        table_updates=views[10].view(3, -1),
+        targets=views[10],
+        table_updates=views[11].view(3, -1),
         packed=packed,
         spans=spans,
         num_decodes=plan.num_decodes,
@@ -132,9 +136,10 @@ def over_fixed_inputs(inputs: torch.Tensor) -> Batch:
         span_rows=span_rows,
         context_lengths=context_lengths,
         span_starts=span_starts,
-        sampled=span_starts[:-1],
+        kept=span_starts[:-1],
         sampled_rows=span_rows,
         output_indices=span_starts.new_empty(0),
+        targets=span_starts.new_empty(0),
         table_updates=span_starts.new_empty(3, 0),
         packed=inputs.view(-1),
         spans=(),
@@ -165,6 +170,19 @@ def _places(chunks: tuple[Chunk, ...], rows: Rows) -> tuple[list[int], list[int]
             slots.append(table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
             rope_lengths.append(rows.rope_length(row, position))
     return positions, slots, rope_lengths
+
+
+def _scored(plan: StepPlan) -> tuple[list[int], list[int]]:
+    """The flat tokens whose logits score the targets, and the targets; decodes have none."""
+    scored: list[int] = []
+    targets: list[int] = []
+    flat = plan.num_decodes
+    for chunk in plan.chunks[plan.num_decodes :]:
+        first = flat + chunk.first_scored - chunk.start
+        scored += range(first, first + len(chunk.targets))
+        targets += chunk.targets
+        flat += len(chunk.token_ids)
+    return scored, targets
 
 
 def _table_updates(plan: StepPlan) -> list[tuple[int, int, int]]:

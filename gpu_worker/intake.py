@@ -14,7 +14,9 @@ from shared.messages import Generate
 from shared.sampling import (
     MAX_BIAS,
     MAX_BIASED_TOKENS,
+    MAX_LOGPROBS,
     MAX_PENALTY,
+    MAX_PROMPT_LOGPROBS,
     MAX_REPETITION_PENALTY,
     MAX_STOP_TOKENS,
     MIN_REPETITION_PENALTY,
@@ -46,25 +48,24 @@ def to_sequences(message: Generate, limits: IntakeLimits) -> list[Sequence]:
 
 def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
     """Returns the sequence to schedule, or raises RequestError."""
-    prompt = message.prompt_token_ids
-    if not prompt or message.max_tokens < 1:
+    prompt, max_tokens = message.prompt_token_ids, message.max_tokens
+    if not prompt or max_tokens < 0:
         raise _refusal("an empty prompt or answer")
-    if len(prompt) + message.max_tokens > limits.max_model_len:
-        raise _refusal(f"{len(prompt)} + {message.max_tokens} tokens exceed {limits.max_model_len}")
+    if len(prompt) + max_tokens > limits.max_model_len:
+        raise _refusal(f"{len(prompt)} + {max_tokens} tokens exceed {limits.max_model_len}")
     if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
         raise _refusal("a token id outside the vocabulary")
-    tail = message.text.prompt_tail
-    if not set(tail) <= set(prompt) or "" in message.text.options.stop:
+    if not _is_possible_text(message):
         raise _refusal("an impossible beginning of its text")
-    if not _is_possible(message.sampling):
+    if not _is_possible(message.sampling) or not _has_possible_logprobs(message):
         raise _refusal(f"impossible settings: {message.sampling}")
-    if not _has_possible_tokens(message.sampling, message.max_tokens, limits.vocab_size):
+    if not _has_possible_tokens(message.sampling, max_tokens, limits.vocab_size):
         raise _refusal("impossible tokens to favour, to ban or to stop at")
     return Sequence(
         message.request_id,
         prompt,
-        message.max_tokens,
-        _end_token_ids(message.sampling, limits),
+        max(max_tokens, 1),  # 0: a token is sampled that nobody is shown
+        _end_token_ids(message.sampling, limits) if max_tokens else frozenset(),
         message.sampling,
         cache_salt=f"{limits.rope_class(len(prompt))}\n{message.cache_salt}",
     )
@@ -91,6 +92,31 @@ def _is_possible(sampling: SamplingParams) -> bool:
         and abs(sampling.frequency_penalty) <= MAX_PENALTY
         and abs(sampling.presence_penalty) <= MAX_PENALTY
         and all(abs(bias) <= MAX_BIAS for _, bias in sampling.logit_bias)
+    )
+
+
+def _is_possible_text(message: Generate) -> bool:
+    """True when the detokenizer can begin with it."""
+    prompt, text = message.prompt_token_ids, message.text
+    is_scored = message.sampling.num_prompt_logprobs is not None
+    return (
+        set(text.prompt_tail) <= set(prompt)
+        and "" not in text.options.stop
+        and text.scored_token_ids == (prompt if is_scored else ())
+        and text.options.only_scores_prompt == (message.max_tokens == 0)
+    )
+
+
+def _has_possible_logprobs(message: Generate) -> bool:
+    """True when no more logprobs are asked for than may be."""
+    sampled = message.sampling.num_logprobs or 0
+    prompt = message.sampling.num_prompt_logprobs or 0
+    is_scored = message.sampling.num_prompt_logprobs is not None
+    num_told = len(message.prompt_token_ids) * (prompt + 1) if is_scored else 0
+    return (
+        0 <= sampled <= MAX_LOGPROBS
+        and 0 <= prompt <= MAX_LOGPROBS
+        and num_told <= MAX_PROMPT_LOGPROBS
     )
 
 

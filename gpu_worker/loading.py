@@ -21,7 +21,7 @@ from gpu_worker.architectures import (
     refuse_unsupported,
     text_config,
 )
-from gpu_worker.attention.choice import make_backend
+from gpu_worker.attention.choice import in_words, make_backend
 from gpu_worker.checkpoint import Weights, broken_pickle, check_memory, find_weights
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
@@ -32,10 +32,12 @@ from gpu_worker.probe import ModelUse, probe
 from gpu_worker.rope import SequenceAngles
 from gpu_worker.self_check import SelfCheck
 from gpu_worker.sizing import (
+    CacheSize,
     activation_bytes,
     lengths_without_effect,
     num_blocks_of,
     probe_plan,
+    scoring,
     size_cache,
     wanted_context,
 )
@@ -57,6 +59,7 @@ class LoadedModel:
     vocab_size: int
     end_token_ids: frozenset[int]
     rope_class: Callable[[int], str]  # prompts whose lengths' classes differ share no cached keys
+    details: dict[str, str]  # for people: see `ModelFacts`
 
 
 def load(config: WorkerConfig) -> LoadedModel:
@@ -109,7 +112,22 @@ def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
         vocab_size=text_config(model.config).vocab_size,
         end_token_ids=_end_token_ids(model),
         rope_class=angles.prefix_class,
+        details=_details(model, causal_lm, size, config),
     )
+
+
+def _details(
+    model: PreTrainedModel, runner: CausalLM, size: CacheSize, config: WorkerConfig
+) -> dict[str, str]:
+    return {
+        "model_type": str(model.config.model_type),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": _described(model.device),
+        "attention": in_words(runner.backend),
+        "kv_cache": size.reason,
+        "num_blocks": str(size.num_blocks),
+        "num_rows": str(config.continuous_batching_batch_size),
+    }
 
 
 def _examined(model: PreTrainedModel) -> tuple[ModelUse, SequenceAngles]:
@@ -139,7 +157,7 @@ def _forward_bytes(
     num_rows, num_tokens = config.continuous_batching_batch_size, config.max_num_batched_tokens
     plan = probe_plan(num_rows, num_tokens, context)
     small = runner(num_blocks_of(plan), num_tokens)
-    num_bytes = activation_bytes(small.execute, plan, model.device)
+    num_bytes = activation_bytes(small.execute, (plan, scoring(plan)), model.device)
     unbind(model)  # the small cache is free memory as soon as nobody holds it
     return num_bytes
 

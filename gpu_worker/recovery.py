@@ -13,7 +13,7 @@ import torch
 
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.runner import Runner
-from scheduler.plan import NO_TOKEN, StepPlan, StepResult
+from scheduler.plan import StepPlan, StepResult
 from shared.errors import EXIT_FAILED, FatalError
 
 logger = logging.getLogger(__name__)
@@ -60,20 +60,18 @@ class IsolatingRunner:
         if not parts:
             (chunk,) = plan.chunks
             logger.error("a sequence failed in step %d", plan.step, exc_info=error)
-            return StepResult((NO_TOKEN,) * chunk.samples, frozenset({chunk.row}))
+            return StepResult.failure(chunk)
         logger.warning("step %d is run in parts, because of %r", plan.step, error)
-        token_ids: tuple[int, ...] = ()
-        failed_rows: frozenset[int] = frozenset()
+        results: list[StepResult] = []
         for part in parts:
-            result = self._execute_part(part, failed_rows)
-            token_ids += result.token_ids
-            failed_rows |= result.failed_rows
-        return StepResult(token_ids, failed_rows)
+            results.append(self._execute_part(part, results))
+        return StepResult.joined(results)
 
-    def _execute_part(self, part: StepPlan, failed_rows: frozenset[int]) -> StepResult:
+    def _execute_part(self, part: StepPlan, earlier: list[StepResult]) -> StepResult:
         """The later piece of a chunk whose earlier one failed fails without being run."""
-        if len(part.chunks) == 1 and part.chunks[0].row in failed_rows:
-            return StepResult((NO_TOKEN,) * part.chunks[0].samples)
+        has_failed = any(part.chunks[0].row in result.failed_rows for result in earlier)
+        if len(part.chunks) == 1 and has_failed:
+            return StepResult.failure(part.chunks[0])
         return self.execute(part)
 
 
@@ -83,7 +81,7 @@ def _split(plan: StepPlan, *, pieces: bool) -> tuple[StepPlan, ...]:
         middle = len(plan.chunks) // 2
         return plan.part(0, middle), plan.part(middle, len(plan.chunks))
     if pieces and len(plan.chunks[0].token_ids) > 1:
-        return plan.pieces(BLOCK_SIZE)
+        return plan.cut(len(plan.chunks[0].token_ids) // 2, BLOCK_SIZE)
     return ()
 
 

@@ -22,6 +22,7 @@ import torch
 from gpu_worker import noise
 from gpu_worker.bias import Biased, Biases
 from gpu_worker.penalties import Penalized, Penalties
+from gpu_worker.tiles import rows_at_once
 from gpu_worker.truncation import Limits, narrow, wide
 from gpu_worker.upload import upload
 from scheduler.plan import NO_TOKEN, Admission, StepPlan
@@ -29,11 +30,6 @@ from shared.sampling import SamplingParams
 
 # With a top_k up to one of these, no more than so many tokens are looked at.
 _NUMBERS_OF_CANDIDATES = (64, 1024)
-# Logits that are sampled at a time: what stays in a core's cache, or what bounds the memory that a
-# step takes on an accelerator, some 64 bytes a logit.
-_TILE_ELEMENTS_OF_A_CORE = 2**17
-_TILE_ELEMENTS = 2**23
-
 
 _NOBODY = SamplingParams(seed=0, temperature=0.0)
 
@@ -88,7 +84,7 @@ class Sampler:
         self._penalties = Penalties(num_rows, vocab_size, device)
         self._biases = Biases(vocab_size, device)
         self._token_hashes = noise.token_hashes(vocab_size, device)  # [V]
-        self._rows_at_once = max(1, _tile_elements(device) // vocab_size)
+        self._rows_at_once = rows_at_once(vocab_size, device)
         self._host_rows: list[int] | None = None  # of the step that the tiles are for
         self._tiles: tuple[_Tile, ...] = ()
 
@@ -200,12 +196,6 @@ class Sampler:
                 top_ps=None if top_ps is None else column(top_ps, torch.float64),
             ),
         )
-
-
-def _tile_elements(device: torch.device) -> int:
-    if device.type == "cpu":
-        return _TILE_ELEMENTS_OF_A_CORE * torch.get_num_threads()
-    return _TILE_ELEMENTS
 
 
 def _takes_the_best(sampling: SamplingParams) -> bool:

@@ -3,8 +3,8 @@
 The reason is one sentence for the log; what cannot work is refused with the flag and the way out.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ from gpu_worker.memory import free_bytes
 from scheduler.plan import Admission, Chunk, StepPlan
 from shared.config import WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
-from shared.sampling import SamplingParams
+from shared.sampling import MAX_LOGPROBS, SamplingParams
 
 GPU_FRACTION = 0.9  # of the free memory, unless a flag says otherwise
 CPU_FRACTION = 0.5  # the machine has other work, and weights may be read again
@@ -103,12 +103,21 @@ def lengths_without_effect(config: WorkerConfig, *, has_encoder: bool) -> list[s
 def probe_plan(num_sequences: int, num_tokens: int, context: int) -> StepPlan:
     """As large a step as will ever run: a full token budget, and every row samples in every way.
 
+    All of it is told with as many logprobs as may be asked for.
+
     No row is longer than `context`: beyond it a table of positions has no entry, and a GPU that
     reads there is lost to the process.
     """
     length = min(max(1, num_tokens // num_sequences), context)
     sampling = SamplingParams(
-        seed=0, top_p=0.5, top_k=_TOP_K, min_p=0.1, repetition_penalty=2.0, frequency_penalty=1.0
+        seed=0,
+        top_p=0.5,
+        top_k=_TOP_K,
+        min_p=0.1,
+        repetition_penalty=2.0,
+        frequency_penalty=1.0,
+        num_logprobs=MAX_LOGPROBS,
+        num_prompt_logprobs=MAX_LOGPROBS,
     )
     blocks_each = _num_blocks(length)
     admissions, chunks = [], []
@@ -120,21 +129,28 @@ def probe_plan(num_sequences: int, num_tokens: int, context: int) -> StepPlan:
     return StepPlan(1, tuple(admissions), tuple(chunks), num_decodes=0)
 
 
+def scoring(plan: StepPlan) -> StepPlan:
+    """A plan of `probe_plan` whose prompts are scored: it may run in parts, unlike the other."""
+    chunks = tuple(chunk._replace(targets=chunk.token_ids[1:]) for chunk in plan.chunks)
+    return replace(plan, chunks=chunks)
+
+
 def num_blocks_of(plan: StepPlan) -> int:
     """Blocks that a cache must have to run a plan of `probe_plan`."""
     return max(block for chunk in plan.chunks for block in chunk.new_blocks)
 
 
 def activation_bytes(
-    execute: Callable[[StepPlan], object], plan: StepPlan, device: torch.device
+    execute: Callable[[StepPlan], object], plans: Sequence[StepPlan], device: torch.device
 ) -> int:
-    """Most bytes that running the plan took beyond what was taken before; CUDA only, else 0."""
+    """Most bytes that running the plans took beyond what was taken before; CUDA only, else 0."""
     if device.type != "cuda":
         return 0
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    execute(plan)
+    for plan in plans:
+        execute(plan)
     torch.cuda.synchronize(device)
     return int(torch.cuda.max_memory_allocated(device)) - before
 

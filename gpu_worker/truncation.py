@@ -93,7 +93,7 @@ def _heaviest(
     A radix selection over the bits of the floats: a histogram of the weights by the highest bits
     shows where the target is reached, one by the next bits shows it more closely. No sort.
     """
-    ranks = _ranks(scaled)
+    ranks = float_ranks(scaled)
     unsigned = ranks ^ _SIGN
     digits, places = torch.empty_like(ranks), torch.empty_like(weights)
     last = torch.zeros_like(targets)
@@ -113,7 +113,7 @@ def _heaviest(
     return (ranks < last_rank) | ((ranks == last_rank) & (places < targets))
 
 
-def _ranks(scaled: torch.Tensor) -> torch.Tensor:
+def float_ranks(scaled: torch.Tensor) -> torch.Tensor:
     """Numbers that order the floats from the largest down; int32."""
     bits = (scaled + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     mirror = (bits >> 31).bitwise_and_(0x7FFFFFFF)  # negative floats grow the other way (IEEE 754)

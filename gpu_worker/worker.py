@@ -4,10 +4,12 @@ It knows no text and no HTTP. One detokenizer receives one message a step and ac
 worker plans no further than `MAX_UNACKNOWLEDGED_STEPS` ahead of it and never blocks in a send.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
 
+from gpu_worker.facts import sampling_defaults
 from gpu_worker.intake import IntakeLimits, to_sequences
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loading import LoadedModel, load
@@ -30,6 +32,7 @@ from shared.messages import (
     RequestStarted,
     SequenceEnded,
     StepsAcknowledged,
+    TokenLogprobs,
     TokensSampled,
 )
 
@@ -153,7 +156,7 @@ class Worker:
             choices=tuple(output.sequence.choice for output in tokens),
             seqs=tuple(output.sequence.num_output_tokens - 1 for output in tokens),
             token_ids=tuple(output.token_id for output in tokens),
-            logprobs=(),
+            logprobs=_logprobs(tokens),
             ended=(*self._ended, *ended),
         )
         self._ended = []
@@ -164,7 +167,20 @@ class Worker:
         for sequence in (output.sequence for output in outputs):
             message = self._unheard.pop(sequence.request_id, None)
             if message is not None:
-                yield RequestStarted(message.text, message.num_choices, sequence.num_cached, ())
+                yield RequestStarted(
+                    message.text,
+                    message.num_choices,
+                    sequence.num_cached,
+                    tuple(TokenLogprobs(*score) for score in sequence.take_prompt_scores()),
+                )
+
+
+def _logprobs(tokens: list[SampledToken]) -> tuple[TokenLogprobs | None, ...]:
+    """The column of logprobs; empty where nobody asks for any."""
+    scores = [token.score for token in tokens]
+    if not any(scores):
+        return ()
+    return tuple(None if score is None else TokenLogprobs(*score) for score in scores)
 
 
 def _ended(sequence: Sequence) -> SequenceEnded:
@@ -192,8 +208,17 @@ def run(config: WorkerConfig, mailbox: Mailbox) -> None:
             ),
             microsleep_seconds=config.continuous_batching_microsleep,
         )
-        mailbox.report_ready(ModelFacts(loaded.max_model_len, {}, {}))
+        mailbox.report_ready(_facts(loaded, config))
         worker.run()
+
+
+def _facts(loaded: LoadedModel, config: WorkerConfig) -> ModelFacts:
+    defaults = sampling_defaults(
+        config.model.path,
+        use_checkpoint=config.generation_config == "auto",
+        override=json.loads(config.override_generation_config or "{}"),
+    )
+    return ModelFacts(loaded.max_model_len, defaults, loaded.details)
 
 
 def _scheduler(loaded: LoadedModel, config: WorkerConfig) -> Scheduler:

@@ -5,7 +5,10 @@ Executing a plan twice is as good as executing it once: whoever isolates a faili
 any part of a plan again.
 """
 
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from shared.sampling import SamplingParams
@@ -28,11 +31,24 @@ class Admission:
     cached_blocks: tuple[int, ...]  # the table begins with these: full, shared and read-only
 
 
+class TokenScore(NamedTuple):
+    """How likely a token was by the model's own logits, and which tokens were likeliest.
+
+    Natural logarithms of their softmax, before any setting of the caller; finite, and never below
+    `MIN_LOGPROB`.
+    """
+
+    logprob: float
+    top_ids: tuple[int, ...]  # the best first, of equals the lowest id
+    top_logprobs: tuple[float, ...]
+
+
 class Chunk(NamedTuple):
     """Consecutive tokens of one sequence whose keys and values this step computes.
 
     Before it the row's table covers `start` tokens exactly, so its new blocks follow block number
-    ceil(start / block size) - 1.
+    ceil(start / block size) - 1. Where the prompt is to be scored, the logits at `first_scored` and
+    the positions after it say how likely the `targets` were, one each.
     """
 
     row: int  # of the sequence in the runner's tables
@@ -41,6 +57,28 @@ class Chunk(NamedTuple):
     new_blocks: tuple[int, ...]  # appended to the row's block table before the step
     output_index: int  # number of the answer's token that is sampled, from 0: the noise counter
     samples: bool  # False: the prompt goes on in a later step
+    first_scored: int = 0  # position in the sequence, within the chunk
+    targets: tuple[int, ...] = ()  # prompt tokens to score: those after `first_scored`
+
+    def cut(self, num_tokens: int, block_size: int) -> tuple["Chunk", "Chunk"]:
+        """The chunk of its first tokens, which samples nothing, and that of the others."""
+        border = self.start + num_tokens
+        num_blocks = -(-border // block_size) - -(-self.start // block_size)
+        num_scored = min(max(border - self.first_scored, 0), len(self.targets))
+        first = self._replace(
+            token_ids=self.token_ids[:num_tokens],
+            new_blocks=self.new_blocks[:num_blocks],
+            samples=False,
+            targets=self.targets[:num_scored],
+        )
+        second = self._replace(
+            start=border,
+            token_ids=self.token_ids[num_tokens:],
+            new_blocks=self.new_blocks[num_blocks:],
+            first_scored=self.first_scored + num_scored,
+            targets=self.targets[num_scored:],
+        )
+        return first, second
 
 
 @dataclass(frozen=True)
@@ -75,31 +113,72 @@ class StepPlan:
         num_decodes = min(max(self.num_decodes - start, 0), len(chunks))
         return StepPlan(self.step, admissions, chunks, num_decodes)
 
-    def pieces(self, block_size: int) -> tuple["StepPlan", "StepPlan"]:
-        """A plan of one long chunk as two plans, one for each half of its tokens."""
-        (chunk,) = self.chunks
-        middle = len(chunk.token_ids) // 2
-        border = chunk.start + middle
-        num_blocks = -(-border // block_size) - -(-chunk.start // block_size)
-        first = chunk._replace(
-            token_ids=chunk.token_ids[:middle],
-            new_blocks=chunk.new_blocks[:num_blocks],
-            samples=False,
-        )
-        second = chunk._replace(
-            start=border,
-            token_ids=chunk.token_ids[middle:],
-            new_blocks=chunk.new_blocks[num_blocks:],
-        )
+    def cut(self, num_tokens: int, block_size: int) -> tuple["StepPlan", "StepPlan"]:
+        """The plan of the first tokens and that of the others, where a chunk may be cut in two.
+
+        Both must have tokens. One after the other they are as good as the whole.
+        """
+        ends = list(accumulate(len(chunk.token_ids) for chunk in self.chunks))
+        number = bisect_right(ends, num_tokens)  # of the first chunk with tokens after the cut
+        num_left = ends[number] - num_tokens
+        before, after = self.part(0, number), self.part(number + 1, len(self.chunks))
+        chunk = self.chunks[number]
+        if num_left == len(chunk.token_ids):
+            return before, self.part(number, len(self.chunks))
+        first, second = chunk.cut(len(chunk.token_ids) - num_left, block_size)
+        admissions = self.part(0, number + 1).admissions
         return (
-            StepPlan(self.step, self.admissions, (first,), 0),
-            StepPlan(self.step, (), (second,), 0),
+            StepPlan(self.step, admissions, (*before.chunks, first), before.num_decodes),
+            StepPlan(self.step, after.admissions, (second, *after.chunks), 0),
         )
+
+    def tiles(self, num_scored: int, block_size: int) -> Iterator["StepPlan"]:
+        """Parts of the plan, one after the other, that score at most so many tokens each."""
+        rest = self
+        while (border := rest._token_of_score(num_scored)) is not None:
+            tile, rest = rest.cut(border, block_size)
+            yield tile
+        yield rest
+
+    def _token_of_score(self, number: int) -> int | None:
+        """Which of the plan's tokens has the logits of this score, from 0; None: so few scores."""
+        first_token = self.num_decodes
+        for chunk in self.chunks[self.num_decodes :]:
+            if number < len(chunk.targets):
+                return first_token + chunk.first_scored - chunk.start + number
+            number -= len(chunk.targets)
+            first_token += len(chunk.token_ids)
+        return None
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One sampled token for every chunk of the plan that samples, in the plan's order."""
+    """What a plan came to: one sampled token for every chunk that samples, in the plan's order."""
 
     token_ids: tuple[int, ...]
     failed_rows: frozenset[int] = frozenset()  # their sequences fail; NO_TOKEN where they sample
+    scores: tuple[TokenScore | None, ...] = ()  # of each token, where asked for; (): of none
+    prompt_scores: tuple[TokenScore | None, ...] = ()  # of all targets; None: as NO_TOKEN
+
+    @classmethod
+    def failure(cls, chunk: Chunk) -> "StepResult":
+        """The result of a chunk that could not be computed."""
+        no_scores = (None,) * len(chunk.targets)
+        return cls((NO_TOKEN,) * chunk.samples, frozenset({chunk.row}), prompt_scores=no_scores)
+
+    @classmethod
+    def joined(cls, parts: Iterable["StepResult"]) -> "StepResult":
+        """The result of a plan whose parts had these, in order."""
+        token_ids: list[int] = []
+        scores: list[TokenScore | None] = []
+        prompt_scores: list[TokenScore | None] = []
+        failed_rows = frozenset[int]()
+        for part in parts:
+            token_ids += part.token_ids
+            scores += part.scores or (None,) * len(part.token_ids)
+            prompt_scores += part.prompt_scores
+            failed_rows |= part.failed_rows
+        is_scored = any(score is not None for score in scores)
+        return cls(
+            tuple(token_ids), failed_rows, tuple(scores) if is_scored else (), tuple(prompt_scores)
+        )

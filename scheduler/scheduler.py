@@ -13,20 +13,22 @@ comes back only with blocks for all that it may become, and keeps them.
 from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice, repeat
+from typing import NamedTuple
 
 from scheduler.block_pool import BlockPool
-from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult
+from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult, TokenScore
 from scheduler.sequence import Sequence, State
 
 MAX_PREEMPTIONS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """One sequence's share in a step: a new token, an end, or both."""
 
     sequence: Sequence
     token_id: int  # NO_TOKEN when the sequence failed
+    score: TokenScore | None = None  # where it was asked for
 
 
 @dataclass
@@ -135,22 +137,26 @@ class Scheduler:
 
         Sequences aborted since the plan was made are passed over.
         """
-        sampled = iter(result.token_ids)
+        sampled = zip(result.token_ids, result.scores or repeat(None), strict=False)
+        prompt_scores = iter(result.prompt_scores)
         outputs = []
         for chunk in plan.chunks:
-            token_id = next(sampled) if chunk.samples else None
+            token_id, score = next(sampled) if chunk.samples else (None, None)
+            found = tuple(islice(prompt_scores, len(chunk.targets))) if chunk.targets else ()
             sequence = self._rows.get(chunk.row)
             if sequence is None:
                 continue
-            if chunk.row in result.failed_rows or token_id == NO_TOKEN:
+            if chunk.row in result.failed_rows or token_id == NO_TOKEN or None in found:
                 self._end(sequence, State.FAILED)
                 outputs.append(SampledToken(sequence, NO_TOKEN))
                 continue
             sequence.num_computed += len(chunk.token_ids)
+            if found:
+                sequence.score(score for score in found if score is not None)
             if token_id is not None:
                 self._publish(sequence)
                 self._record(sequence, token_id)
-                outputs.append(SampledToken(sequence, token_id))
+                outputs.append(SampledToken(sequence, token_id, score))
         return outputs
 
     def check(self) -> None:
@@ -213,7 +219,7 @@ class Scheduler:
             if sequence is None:
                 break
             length = min(budget, len(sequence.token_ids) - sequence.num_computed)
-            prefills.append(self._chunk(sequence, length))
+            prefills.append(sequence.scoring(self._chunk(sequence, length)))
             budget -= length
         return prefills
 
@@ -224,7 +230,7 @@ class Scheduler:
         """
         if not self._waiting or not self._free_rows:
             return None
-        ready = (s for s in self._waiting if not _waits_for_leader(s, self._block_size))
+        ready = (s for s in self._waiting if not s.waits_for_leader(self._block_size))
         sequence = next(ready, None)
         if sequence is None:
             return None
@@ -246,10 +252,15 @@ class Scheduler:
         return self._num_promised + needed + spare <= self.pool.num_available
 
     def _find(self, sequence: Sequence) -> list[int]:
-        """Known blocks of the sequence's beginning; its last token is always left to compute."""
+        """Known blocks of the sequence's beginning; its last token is always left to compute.
+
+        So is every token whose logits a score needs.
+        """
         if sequence.cache_salt is None:
             return []
-        num_blocks = (len(sequence.token_ids) - 1) // self._block_size
+        num_tokens = len(sequence.token_ids) - 1
+        num_tokens = num_tokens if sequence.is_scored else sequence.num_scored
+        num_blocks = num_tokens // self._block_size
         return self.pool.find(sequence.block_keys(num_blocks, self._block_size))
 
     def _num_to_promise(self, sequence: Sequence) -> int:
@@ -272,7 +283,8 @@ class Scheduler:
         self._count_lookup(sequence)
 
     def _count_lookup(self, sequence: Sequence) -> None:
-        if sequence.num_preemptions == 0 and sequence.cache_salt is not None:
+        looked = sequence.cache_salt is not None and not sequence.num_to_score
+        if sequence.num_preemptions == 0 and looked:
             sequence.num_cached = sequence.num_computed
             self.counters.num_queried_tokens += sequence.num_prompt_tokens
             self.counters.num_cached_tokens += sequence.num_cached
@@ -364,14 +376,6 @@ def _arrival(sequence: Sequence) -> int:
 def _remove(queue: list[Sequence], sequence: Sequence) -> None:
     """Takes a sequence out of a queue that is in order of arrival, however long it is."""
     del queue[bisect_left(queue, sequence.arrival, key=_arrival)]
-
-
-def _waits_for_leader(sequence: Sequence, block_size: int) -> bool:
-    """True while another answer to the same prompt computes the blocks that this one will share."""
-    leader = sequence.leader
-    if leader is None or leader.state is not State.RUNNING or sequence.cache_salt is None:
-        return False
-    return leader.num_computed < leader.num_prompt_tokens > block_size
 
 
 def _admission(sequence: Sequence) -> Admission:

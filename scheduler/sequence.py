@@ -6,11 +6,12 @@ the model fails on it. A running one may lose its blocks to an older one; then i
 the keys and values of all its tokens are computed again. It can be aborted until it has ended.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import StrEnum
 
 from scheduler import prefix
+from scheduler.plan import Chunk, TokenScore
 from scheduler.prefix import BlockKey
 from shared.sampling import NUM_SEEDS, SamplingParams
 
@@ -83,13 +84,18 @@ class Sequence:
         self.row = -1
         self.blocks: list[int] = []
         self.num_promised = 0  # blocks that it may take without asking, owned ones included
+        # A prompt that is scored is scored but for its first token, for which there are no logits.
+        self.num_to_score = 0 if sampling.num_prompt_logprobs is None else len(prompt_token_ids) - 1
+        self.num_scored = 0  # prompt tokens so far, whatever was computed more than once
+        self._prompt_scores: list[TokenScore] = []
         self._block_keys: list[BlockKey] = []
         self._state = State.WAITING
 
     def fork(self, choice: int) -> "Sequence":
-        """Another answer to the same prompt, with noise of its own."""
+        """Another answer to the same prompt, with noise of its own; it does not score again."""
         prompt = tuple(self.token_ids[: self.num_prompt_tokens])
-        sampling = replace(self.sampling, seed=(self.sampling.seed + choice) % NUM_SEEDS)
+        seed = (self.sampling.seed + choice) % NUM_SEEDS
+        sampling = replace(self.sampling, seed=seed, num_prompt_logprobs=None)
         sibling = Sequence(
             self.request_id,
             prompt,
@@ -119,6 +125,11 @@ class Sequence:
         return self.num_computed == num_tokens - 1 and num_tokens > self.num_prompt_tokens
 
     @property
+    def is_scored(self) -> bool:
+        """True when nothing of the prompt is left to score."""
+        return self.num_scored == self.num_to_score
+
+    @property
     def max_computed(self) -> int:
         """Most tokens that will ever lie in the pool: the last sampled one never does."""
         return self.num_prompt_tokens + self.max_tokens - 1
@@ -141,6 +152,41 @@ class Sequence:
             start = len(keys) * block_size
             keys.append(prefix.block_key(parent, self.token_ids[start : start + block_size]))
         return keys[number]
+
+    def waits_for_leader(self, block_size: int) -> bool:
+        """True while another answer to the prompt computes the blocks that this one will share.
+
+        Also while it scores the prompt: the scores are told with the request's first token.
+        """
+        leader = self.leader
+        if leader is None:
+            return False
+        if not leader.is_scored and leader.state in (State.WAITING, State.RUNNING):
+            return True
+        if leader.state is not State.RUNNING or self.cache_salt is None:
+            return False
+        return leader.num_computed < leader.num_prompt_tokens > block_size
+
+    def scoring(self, chunk: Chunk) -> Chunk:
+        """A chunk of its tokens, with the prompt tokens that it scores and that no one did yet."""
+        if self.is_scored:
+            return chunk
+        first = max(chunk.start, self.num_scored)
+        end = min(chunk.start + len(chunk.token_ids), self.num_to_score)
+        return chunk._replace(
+            first_scored=first, targets=tuple(self.token_ids[first + 1 : end + 1])
+        )
+
+    def score(self, scores: Iterable[TokenScore]) -> None:
+        """Keeps the scores of the prompt tokens that follow."""
+        self._prompt_scores += scores
+        self.num_scored = len(self._prompt_scores)
+
+    def take_prompt_scores(self) -> tuple[TokenScore, ...]:
+        """Hands the prompt's scores over, and keeps none; () unless they are complete."""
+        scores = tuple(self._prompt_scores) if self.is_scored else ()
+        self._prompt_scores = []
+        return scores
 
     def change(self, state: State) -> None:
         """Moves to another state, or raises IllegalTransition."""

@@ -8,6 +8,7 @@ GREEDY_BELOW = 1e-5
 NUM_SEEDS = 2**63
 
 # What the frontend lets in and the worker relies on.
+MAX_TEMPERATURE = 2.0  # (OpenAI)
 MAX_PENALTY = 2.0  # of frequency and presence, both ways (OpenAI)
 MIN_REPETITION_PENALTY = 0.01  # logits are divided by it and must stay finite
 MAX_REPETITION_PENALTY = 10.0
@@ -17,6 +18,26 @@ MAX_STOP_TOKENS = 128
 MAX_LOGPROBS = 20  # alternatives to a token (OpenAI)
 MAX_PROMPT_LOGPROBS = 65_536  # of a request: its prompt's tokens times (alternatives + 1)
 MIN_LOGPROB = -9999.0  # stands for all below, minus infinity too (OpenAI)
+
+# What a request need not say, because the server's settings or the model's makers may: the range of
+# each, and whether it is a whole number.
+DEFAULT_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, MAX_TEMPERATURE),
+    "top_p": (0.0, 1.0),
+    "top_k": (-1, 2**31 - 1),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
+}
+WHOLE_NUMBERS = frozenset({"top_k"})
+
+
+def is_possible_default(name: str, value: object) -> bool:
+    """True for a value that a request may have in one of these fields."""
+    if name not in DEFAULT_RANGES or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    low, high = DEFAULT_RANGES[name]
+    is_whole = name not in WHOLE_NUMBERS or isinstance(value, int)
+    return low <= value <= high and is_whole  # NaN is in no range
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Stand-ins with predictable answers: a formula for a model, lists for sockets, a clock by hand."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult
+from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult, TokenScore
 from shared.config import Identity
 from shared.errors import ErrorCode
 from shared.mailbox import Mailbox
@@ -26,6 +26,15 @@ def formula(tokens: Sequence[int]) -> int:
     for token in tokens:
         state = (state * 31 + token) % 1_000_003
     return state % FORMULA_VOCABULARY
+
+
+def formula_score(tokens: Sequence[int]) -> TokenScore | None:
+    """How likely the last of these tokens was after the others; None after poison."""
+    *before, token = tokens
+    likeliest = formula(before)
+    if likeliest == NO_TOKEN:
+        return None
+    return TokenScore(-len(before) - token / 100, (likeliest,), (-float(len(before)),))
 
 
 def formula_answer(
@@ -53,6 +62,7 @@ class FormulaRunner:
         self.num_written = 0  # tokens whose keys and values were computed
         self.tables: dict[int, list[int]] = {}
         self._num_seen: dict[int, int] = {}
+        self._asking: set[int] = set()  # rows whose sampled tokens are told with logprobs
         self._block_size = block_size
         self._num_rows = max_sequences
         self._slots: list[int | None] = [None] * ((num_blocks + 1) * block_size)
@@ -70,12 +80,31 @@ class FormulaRunner:
         for chunk in plan.chunks:
             self._write(chunk)
         self._check_order(plan)
-        sampled = [chunk for chunk in plan.chunks if chunk.samples]
-        return StepResult(tuple(formula(self._context(chunk.row)) for chunk in sampled))
+        rows = [chunk.row for chunk in plan.chunks if chunk.samples]
+        return StepResult(
+            tuple(formula(self._context(row)) for row in rows),
+            scores=tuple(self._score(row) for row in rows) if self._asking else (),
+            prompt_scores=tuple(score for chunk in plan.chunks for score in self._scores(chunk)),
+        )
+
+    def _score(self, row: int) -> TokenScore | None:
+        """The score of the row's next token, where it is asked for."""
+        context = self._context(row)
+        return formula_score([*context, formula(context)]) if row in self._asking else None
+
+    def _scores(self, chunk: Chunk) -> Iterator[TokenScore | None]:
+        """The scores of a chunk's targets; a position outside the chunk has no logits."""
+        context = self._context(chunk.row)
+        for position, target in enumerate(chunk.targets, start=chunk.first_scored):
+            assert chunk.start <= position < len(context), "scored without its logits"
+            yield formula_score([*context[: position + 1], target])
 
     def _begin(self, admission: Admission) -> None:
         assert 0 <= admission.row < self._num_rows
         num_cached = len(admission.cached_blocks) * self._block_size
+        self._asking.discard(admission.row)
+        if admission.sampling.num_logprobs is not None:
+            self._asking.add(admission.row)
         self.tables[admission.row] = list(admission.cached_blocks)
         self._num_seen[admission.row] = num_cached
         assert num_cached < len(admission.token_ids), "nothing is left to compute"
@@ -139,7 +168,7 @@ class FakeMailbox(Mailbox):
 
     def __init__(self, identity: Identity, *rooms: str, clock: ManualClock | None = None) -> None:
         self.identity = identity
-        self.peers = {room: Peer(room, 1, f"ipc:///nowhere/{room}", True, 0) for room in rooms}
+        self.peers = {room: Peer(room, 1, f"ipc:///nowhere/{room}", True, None) for room in rooms}
         self.stop: Stop | None = None
         self.sent: list[tuple[str, Message]] = []
         self.unreachable: set[str] = set()

@@ -46,6 +46,7 @@ WORKER, SERVER, TOKENIZER = (
 APP, SERVICE = "frontend/app.py", "frontend/service.py"
 CHOICE, PROFILING = "gpu_worker/attention/choice.py", "gpu_worker/profiling.py"
 STARTS = "e2e/test_starts.py"
+API_FLAGS = "e2e/test_api_flags.py"
 
 ROWS = {
     # launcher
@@ -70,6 +71,9 @@ ROWS = {
     ),
     "tokenizer_processes": Row(
         "2", (LAUNCHER,), f"{STARTS}::test_a_model_without_a_chat_template_starts_with_a_warning"
+    ),
+    "reasoning_field": Row(
+        "reasoning", ("frontend/service.py",), f"{API_FLAGS}::test_thoughts_are_where_the_flag_says"
     ),
     # model
     "hf_model": Row(
@@ -168,6 +172,10 @@ ROWS = {
         "true", (LOADING,),
         "gpu_worker/test_checkpoint.py::test_pickled_weights_are_loaded_where_that_is_allowed",
     ),
+    "generation_config": Row("none", (WORKER,), f"{API_FLAGS}::test_the_models_own_sampling"),
+    "override_generation_config": Row(
+        '{"top_k": 7}', (WORKER,), f"{API_FLAGS}::test_the_flags_come_before_the_models_makers"
+    ),
     "torch_dtype": Row(
         "float16", (LOADING,), "gpu_worker/test_loading.py::test_the_dtype_is_what_was_asked"
     ),
@@ -242,15 +250,9 @@ READ_WHILE_PARSING = {"config": "shared/launching/test_config_file.py"}
 NOT_BUILT = {"hqq", "torch_compile"}
 PART_OF_WHAT_IS_NOT_BUILT = {"torch_compile_mode"}
 
-# Parsed, and obeyed by code that is still to come: this must become empty.
-PENDING = {
-    "generation_config": "none",
-    "override_generation_config": '{"top_k": 7}',
-}
-
 FIELDS = {field.name: field for field in flags.flag_fields()}
 MODEL_FLAGS = {field.name for field in dataclasses.fields(ModelConfig)}
-VALUES = {name: row.value for name, row in ROWS.items()} | PENDING
+VALUES = {name: row.value for name, row in ROWS.items()}
 
 
 def settings_with(name: str, value: str) -> ServerConfig:
@@ -288,7 +290,7 @@ def functions_of(file: str) -> frozenset[str]:
 
 
 def test_every_flag_is_in_one_table() -> None:
-    tables: list[Any] = [ROWS, READ_WHILE_PARSING, NOT_BUILT, PART_OF_WHAT_IS_NOT_BUILT, PENDING]
+    tables: list[Any] = [ROWS, READ_WHILE_PARSING, NOT_BUILT, PART_OF_WHAT_IS_NOT_BUILT]
     names = [name for table in tables for name in table]
     assert sorted(names) == sorted(FIELDS)
 
@@ -306,16 +308,6 @@ def test_it_is_read_in_every_room_that_is_told_it(name: str) -> None:
     rooms = ["worker"] if name in MODEL_FLAGS else rooms_with(name)
     for room in rooms:
         assert any(file.startswith(FOLDERS[room]) for file in ROWS[name].read_in), room
-
-
-@pytest.mark.parametrize("name", PENDING)
-def test_what_is_pending_is_read_by_nobody_yet(name: str) -> None:
-    """A flag that has found its reader moves to the table above."""
-    rooms = [FOLDERS[room] for room in rooms_with(name)]
-    for folder in {folder for folders in rooms for folder in folders}:
-        for path in (ROOT / folder).rglob("*.py"):
-            read = names_read_from_configuration(str(path.relative_to(ROOT)))
-            assert name not in read, path
 
 
 @pytest.mark.parametrize("name", ROWS)

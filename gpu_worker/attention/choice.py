@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from gpu_worker.attention.backend import AttentionBackend
-from gpu_worker.attention.cpu_paged import choose_cpu_backend
+from gpu_worker.attention.cpu_paged import CpuPagedAttention, choose_cpu_backend
 from gpu_worker.attention.torch_paged import TorchAttention
 from gpu_worker.probe import ModelUse
 from shared.config import WorkerConfig
@@ -40,3 +40,10 @@ def make_backend(
     else:
         logger.info("CPU attention: plain torch, as --no-cpu-kernels says")
     return TorchAttention(use.geometry, num_blocks)
+
+
+def in_words(backend: AttentionBackend) -> str:
+    """What attends, for people."""
+    if isinstance(backend, TorchAttention):
+        return "plain torch"
+    return "native CPU kernels" if isinstance(backend, CpuPagedAttention) else "Triton kernels"

@@ -1,6 +1,7 @@
 """Decoder-only models: a step's tokens, flattened to one row, go through the stock forward pass.
 
-Whatever the batch, a step is one forward pass and one transfer of sampled ids to the host.
+Whatever the batch, a step is one forward pass, or a few where it scores much of a prompt, and one
+transfer to the host: of sampled ids, and of the logprobs that were asked for.
 """
 
 import torch
@@ -10,6 +11,8 @@ from gpu_worker.architectures import text_config
 from gpu_worker.attention.backend import AttentionBackend
 from gpu_worker.batch import Batch, Rows, prepare
 from gpu_worker.cuda_graphs import DecodeGraphs, GraphDevice, padding_row
+from gpu_worker.kv_cache import BLOCK_SIZE
+from gpu_worker.logprobs import Computed, Scorer, prompt_tiles, read
 from gpu_worker.paged_attention import bind
 from gpu_worker.rope import SequenceAngles
 from gpu_worker.sampler import Sampler
@@ -27,13 +30,15 @@ class CausalLM:
         angles: SequenceAngles | None = None,
     ) -> None:
         self._model = model
-        self._backend = backend
+        self.backend = backend
         self._angles = angles or SequenceAngles(model)
         bind(model, backend)
         self._rows = Rows(num_rows)
         self._num_rows = num_rows
         self._graphs: DecodeGraphs | None = None
-        self._sampler = Sampler(num_rows, text_config(model.config).vocab_size, model.device)
+        self._vocab_size: int = text_config(model.config).vocab_size
+        self._sampler = Sampler(num_rows, self._vocab_size, model.device)
+        self._scorer = Scorer(self._vocab_size, model.device)
 
     @torch.inference_mode()
     def capture(self, device: GraphDevice) -> None:
@@ -49,33 +54,40 @@ class CausalLM:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Computes the plan's tokens in one forward pass and samples where it asks for it."""
+        """Computes the plan's tokens, and samples and scores where it asks for it."""
+        parts = prompt_tiles(plan, self._vocab_size, BLOCK_SIZE)
+        return read([self._compute(part) for part in parts])  # the step's one synchronisation
+
+    def _compute(self, plan: StepPlan) -> Computed:
         self._rows.update(plan)
         for admission in plan.admissions:
             self._sampler.begin(admission)
+            self._scorer.begin(admission)
         self._sampler.observe(plan)
         batch = prepare(plan, self._rows, self._model.device)
-        logits = self._logits(batch)  # [N, V]
         host_rows = [chunk.row for chunk in plan.chunks if chunk.samples]
+        to_sample, to_score = self._logits(batch).tensor_split([len(host_rows)])  # [N, V], [S, V]
         token_ids = self._sampler.sample(
-            logits, batch.sampled_rows, batch.output_indices, host_rows
+            to_sample, batch.sampled_rows, batch.output_indices, host_rows
         )
-        return StepResult(tuple(token_ids.tolist()))  # the step's one synchronisation
+        asking, scores = self._scorer.score_sampled(to_sample, token_ids, host_rows)
+        prompt_scores = self._scorer.score_prompts(to_score, batch.targets, plan.chunks)
+        return Computed(token_ids, asking, scores, prompt_scores)
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         if self._graphs is None or not self._graphs.covers(batch):
             return self._forward(batch)
-        self._backend.begin(batch)
+        self.backend.begin(batch)
         return self._graphs.run(batch)
 
     def _forward(self, batch: Batch) -> torch.Tensor:
-        self._backend.begin(batch)
+        self.backend.begin(batch)
         self._angles.begin(batch)
         logits: torch.Tensor = self._model(
             input_ids=batch.token_ids,
             position_ids=batch.positions,
             use_cache=False,
-            logits_to_keep=0 if batch.is_decode else batch.sampled,  # 0: all
-            backend=self._backend,
+            logits_to_keep=0 if batch.is_decode else batch.kept,  # 0: all
+            backend=self.backend,
         ).logits
         return logits[0]

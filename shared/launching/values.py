@@ -8,20 +8,10 @@ from typing import Any
 
 from shared.errors import EXIT_CONFIGURATION, FatalError
 from shared.flag import listed
-from shared.sampling import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
+from shared.sampling import DEFAULT_RANGES, WHOLE_NUMBERS, is_possible_default
 
 _TRUE = frozenset({"1", "true", "yes", "on", "enabled"})
 _FALSE = frozenset({"0", "false", "no", "off", "disabled"})
-
-# Bounds of what --override-generation-config may hold, as the API has them for requests.
-_SAMPLING_BOUNDS = {
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "top_k": (-1, math.inf),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
-}
-_WHOLE_NUMBERS = frozenset({"top_k"})
 
 
 def convert(field: dataclasses.Field[Any], text: str, origin: str) -> Any:
@@ -96,15 +86,12 @@ def _check_sampling(origin: str, text: str) -> None:
 
 
 def _check_sampling_field(origin: str, name: str, value: object) -> None:
-    if name not in _SAMPLING_BOUNDS:
-        allowed = ", ".join(_SAMPLING_BOUNDS)
+    if name not in DEFAULT_RANGES:
+        allowed = ", ".join(DEFAULT_RANGES)
         raise FatalError(f"{origin} cannot be set; only {allowed} can", EXIT_CONFIGURATION)
-    lowest, highest = _SAMPLING_BOUNDS[name]
-    types: tuple[type, ...] = (int,) if name in _WHOLE_NUMBERS else (int, float)
-    is_number = isinstance(value, types) and not isinstance(value, bool)
-    if not is_number or not lowest <= value <= highest:  # type: ignore[operator]  # a number here
-        kind = "a whole number" if name in _WHOLE_NUMBERS else "a number"
-        raise refusal(origin, json.dumps(value), f"{kind} {_bounds(lowest, highest)}")
+    if not is_possible_default(name, value):
+        kind = "a whole number" if name in WHOLE_NUMBERS else "a number"
+        raise refusal(origin, json.dumps(value), f"{kind} {_bounds(*DEFAULT_RANGES[name])}")
 
 
 # What texts must hold beyond being text.

@@ -80,11 +80,12 @@ def test_a_prompt_can_be_scored_without_an_answer(client: openai.OpenAI) -> None
     count = tokenize(client, prompt=prompt)["count"]
     assert choice.text == prompt
     assert choice.logprobs is not None
-    values = choice.logprobs.token_logprobs or []
+    values: list[float | None] = [*(choice.logprobs.token_logprobs or [])]
     assert len(values) == count
     assert values[0] is None
     assert all(value is not None and -9999 <= value <= 0 for value in values[1:])
-    assert (choice.logprobs.top_logprobs or [{}])[0] is None
+    first: Any = (choice.logprobs.top_logprobs or [{}])[0]
+    assert first is None
     assert completion.usage is not None
     assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (count, 0)
     assert choice.finish_reason == "length"
@@ -172,12 +173,8 @@ def test_text_comes_back_from_its_tokens(
 
 
 def test_an_answer_goes_on_where_it_was_left(client: openai.OpenAI) -> None:
-    question = {"role": "user", "content": "Count from 1 to 20."}
-    whole = client.chat.completions.create(
-        model="demo",
-        messages=[question],
-        temperature=0,  # type: ignore[list-item]  # plain dicts
-    )
+    question: Any = {"role": "user", "content": "Count from 1 to 20."}
+    whole = client.chat.completions.create(model="demo", messages=[question], temperature=0)
     text = whole.choices[0].message.content or ""
     begun: Any = [question, {"role": "assistant", "content": text[:12]}]
     rest = client.chat.completions.create(

@@ -102,7 +102,7 @@ def test_the_helper_of_the_client_collects_a_stream_of_two(client: openai.OpenAI
                     pieces[choice.index] += choice.delta.content or ""
         final = events.get_final_completion()
     assert [choice.message.content for choice in final.choices] == pieces
-    for choice in final.choices:
-        assert choice.logprobs is not None
-        joined = "".join(token.token for token in choice.logprobs.content or [])
-        assert joined == choice.message.content
+    for parsed in final.choices:
+        assert parsed.logprobs is not None
+        joined = "".join(token.token for token in parsed.logprobs.content or [])
+        assert joined == parsed.message.content

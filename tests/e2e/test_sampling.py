@@ -51,7 +51,7 @@ def ids_of(server: RunningServer, words: str) -> list[int]:
         ({"max_tokens": 9, "max_completion_tokens": 6}, 6),
     ],
 )
-def test_limits_are_exact(client: openai.OpenAI, limits: dict[str, int], tokens: int) -> None:
+def test_limits_are_exact(client: openai.OpenAI, limits: dict[str, Any], tokens: int) -> None:
     assert length(ask(client, **limits, **ENDLESS)) == (tokens, "length")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers import PreTrainedModel
 
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loading import LoadedModel, serve
-from scheduler.plan import StepPlan
+from gpu_worker.runner import Runner
+from scheduler.plan import StepPlan, TokenScore
 from scheduler.scheduler import Counters, Scheduler
 from scheduler.sequence import Sequence, State
 from shared.config import ModelConfig, WorkerConfig
@@ -31,6 +33,7 @@ class Request:
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: SamplingParams = GREEDY
+    num_choices: int = 1
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Run:
     plans: list[StepPlan] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)  # of input_ids, one a forward pass
     blocks: list[list[int]] = field(default_factory=list)  # every table that a request had
+    scores: list[list[TokenScore | None]] = field(default_factory=list)  # of the answers
+    prompt_scores: list[tuple[TokenScore, ...]] = field(default_factory=list)
 
 
 def run(
@@ -53,8 +58,12 @@ def run(
     is_fragmented: bool = False,
     prefix_caching: bool = False,
     settings: WorkerConfig = SETTINGS,
+    wrap: Callable[[Runner], Runner] = lambda runner: runner,
 ) -> Run:
-    """Serves the requests; one arrives with every step while the others run."""
+    """Serves the requests; one arrives with every step while the others run.
+
+    What is found is in the order of the requests and their answers.
+    """
     served = copy.deepcopy(model)  # the caller's own stays stock
     loaded = serve(served, settings)
     scheduler = Scheduler(
@@ -72,15 +81,17 @@ def run(
         lambda _, __, kwargs: done.shapes.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
     )
-    sequences = [_sequence(number, request, loaded) for number, request in enumerate(wanted)]
-    _serve(scheduler, loaded, sequences, done)
+    arrivals = [_siblings(number, request, loaded) for number, request in enumerate(wanted)]
+    _serve(scheduler, wrap(loaded.runner), arrivals, done)
+    sequences = [sequence for siblings in arrivals for sequence in siblings]
     done.answers = [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in sequences]
     done.states = [sequence.state for sequence in sequences]
+    done.prompt_scores = [sequence.take_prompt_scores() for sequence in sequences]
     return done
 
 
-def _sequence(number: int, request: Request, loaded: LoadedModel) -> Sequence:
-    return Sequence(
+def _siblings(number: int, request: Request, loaded: LoadedModel) -> list[Sequence]:
+    first = Sequence(
         str(number),
         request.prompt,
         request.max_tokens,
@@ -88,18 +99,21 @@ def _sequence(number: int, request: Request, loaded: LoadedModel) -> Sequence:
         request.sampling,
         cache_salt=loaded.rope_class(len(request.prompt)),
     )
+    return [first, *(first.fork(choice) for choice in range(1, request.num_choices))]
 
 
-def _serve(scheduler: Scheduler, loaded: LoadedModel, sequences: list[Sequence], done: Run) -> None:
-    arrivals = iter(sequences)
-    done.blocks = [[] for _ in sequences]
+def _serve(scheduler: Scheduler, runner: Runner, requests: list[list[Sequence]], done: Run) -> None:
+    arrivals = iter(requests)
+    sequences = [sequence for siblings in requests for sequence in siblings]
+    done.blocks, done.scores = [[] for _ in sequences], [[] for _ in sequences]
     while (arrived := next(arrivals, None)) or not scheduler.is_idle:
         if arrived is not None:
-            scheduler.add(arrived)
+            scheduler.add(*arrived)
         plan = scheduler.schedule()
         for sequence, blocks in zip(sequences, done.blocks, strict=True):
             blocks[:] = sequence.blocks or blocks
-        scheduler.apply(plan, loaded.runner.execute(plan))
+        for output in scheduler.apply(plan, runner.execute(plan)):
+            done.scores[sequences.index(output.sequence)].append(output.score)
         done.plans.append(plan)
 
 

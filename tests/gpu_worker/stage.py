@@ -13,9 +13,11 @@ from shared.messages import (
     Message,
     RequestStarted,
     SequenceEnded,
+    TextOptions,
     TextStart,
     TokensSampled,
 )
+from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY, make_scheduler
 from tests.fakes import (
     FakeMailbox,
@@ -126,16 +128,24 @@ def generate(
     frontend: int = 0,
     num_choices: int = 1,
     cache_salt: str = "",
+    sampling: SamplingParams = GREEDY,
 ) -> Generate:
     """A request whose prompt, unless given, is 10, 11, 12."""
+    tokens = prompt or (10, 11, 12)
     return Generate(
         request_id=request_id,
-        prompt_token_ids=prompt or (10, 11, 12),
+        prompt_token_ids=tokens,
         max_tokens=max_tokens,
-        sampling=GREEDY,
+        sampling=sampling,
         num_choices=num_choices,
         cache_salt=cache_salt,
-        text=TextStart(request_id, frontend, prompt[-2:], ("stop",)),
+        text=TextStart(
+            request_id,
+            frontend,
+            prompt[-2:],
+            TextOptions(stop=("stop",), only_scores_prompt=max_tokens == 0),
+            scored_token_ids=tokens if sampling.num_prompt_logprobs is not None else (),
+        ),
     )
 
 

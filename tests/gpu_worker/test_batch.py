@@ -49,7 +49,7 @@ def test_chunks_lie_side_by_side_in_one_row() -> None:
     assert [span.context_length for span in batch.spans] == [17, 5, 3]
     assert [span.blocks for span in batch.spans] == [[5, 6], [8], [1]]
     assert batch.num_decodes == 1
-    assert batch.sampled.tolist() == [0, 5]
+    assert batch.kept.tolist() == [0, 5]
     assert batch.sampled_rows.tolist() == [2, 1]
     assert batch.output_indices.tolist() == [16, 0]
 
@@ -92,8 +92,8 @@ def test_angles_follow_the_whole_prompt_and_then_each_token() -> None:
 
 def test_a_step_that_samples_nothing_asks_for_no_logits() -> None:
     batch = batch_of(Rows(1), chunk(0, 0, 4, 1, samples=False), admits=(0,))
-    assert batch.sampled.shape == batch.sampled_rows.shape == batch.output_indices.shape == (0,)
-    assert batch.sampled.dtype == torch.long
+    assert batch.kept.shape == batch.sampled_rows.shape == batch.output_indices.shape == (0,)
+    assert batch.kept.dtype == torch.long
 
 
 def test_what_the_tables_gain_is_named_entry_by_entry() -> None:
@@ -143,4 +143,4 @@ def test_a_batch_of_decodes_reads_the_same_from_fixed_inputs() -> None:
         assert getattr(fixed, field).equal(getattr(batch, field)), field
     assert fixed.context_lengths.equal(batch.context_lengths)
     assert fixed.span_starts.equal(batch.span_starts)
-    assert fixed.sampled.equal(batch.sampled)
+    assert fixed.kept.equal(batch.kept)

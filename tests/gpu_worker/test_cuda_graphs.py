@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,13 +18,14 @@ from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, LayerGeometry
 from gpu_worker.paged_attention import ATTENTION
 from scheduler.plan import Chunk, StepPlan
 from scheduler.scheduler import Scheduler
-from tests.builders import make_admission, make_model, make_sequence
+from tests.builders import GREEDY, make_admission, make_model, make_sequence
 
 CPU = torch.device("cpu")
 NUM_ROWS = 5
 NUM_BLOCKS = 40
 SCRATCH_ROW = NUM_ROWS
 PROMPTS = ((15, 5), (3, 8), (18, 4), (30, 3))  # tokens, and most tokens of the answer
+TOLD = replace(GREEDY, num_logprobs=3)
 PADDING = [0, 0, 0, 1, SCRATCH_ROW, 1]
 
 
@@ -161,22 +163,28 @@ def test_an_error_in_the_program_is_not_taken_for_a_failed_capture() -> None:
         graphs_over(FakeGraphDevice(), broken)
 
 
-def answers(runner: CausalLM) -> tuple[list[list[int]], list[int]]:
-    """What four prompts become when one arrives with every step; how many decoded in pure steps."""
+def answers(runner: CausalLM) -> tuple[list[list[int]], list[int], list[float]]:
+    """What four prompts become when one arrives with every step; how many decoded in pure steps.
+
+    And the logprobs of all that was sampled.
+    """
     scheduler = Scheduler(
         num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_sequences=NUM_ROWS, max_tokens_per_step=24
     )
-    sequences = [make_sequence(str(n), n, max_tokens) for n, max_tokens in PROMPTS]
+    sequences = [make_sequence(str(n), n, max_tokens, TOLD) for n, max_tokens in PROMPTS]
+    logprobs = []
     arrivals = iter(sequences)
     num_decodes = []
     while (arrived := next(arrivals, None)) or not scheduler.is_idle:
         if arrived is not None:
             scheduler.add(arrived)
         plan = scheduler.schedule()
-        scheduler.apply(plan, runner.execute(plan))
+        for output in scheduler.apply(plan, runner.execute(plan)):
+            assert output.score is not None
+            logprobs += [output.score.logprob, *output.score.top_logprobs]
         if plan.num_decodes == len(plan.chunks):
             num_decodes.append(plan.num_decodes)
-    return [sequence.token_ids for sequence in sequences], num_decodes
+    return [sequence.token_ids for sequence in sequences], num_decodes, logprobs
 
 
 @pytest.mark.skipif(
@@ -191,8 +199,10 @@ def test_a_model_answers_the_same_under_graphs_as_without() -> None:
     triton = TritonPagedAttention(geometry, NUM_BLOCKS, num_rows=NUM_ROWS, max_model_len=64)
     graphed = served(triton)
     graphed.capture(device)
-    token_ids, num_decodes = answers(graphed)
-    assert (token_ids, num_decodes) == answers(served(TorchAttention(geometry, NUM_BLOCKS)))
+    token_ids, num_decodes, logprobs = answers(graphed)
+    *expected, stock = answers(served(TorchAttention(geometry, NUM_BLOCKS)))
+    assert [token_ids, num_decodes] == expected
+    assert logprobs == pytest.approx(stock, abs=1e-4)
     assert len(device.replayed) == len(num_decodes), "mixed steps are eager, all others are not"
     assert (4, 3) in zip(device.replayed, num_decodes, strict=True), "no batch was padded"
 

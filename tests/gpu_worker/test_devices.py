@@ -22,6 +22,8 @@ EVERYTHING = SamplingParams(
     presence_penalty=0.2, logit_bias=((3, 2.0),), min_tokens=5,
 )  # fmt: skip
 
+TOLD = SamplingParams(seed=3, num_logprobs=5, num_prompt_logprobs=5)
+
 
 class Strict:
     """Attention that sees nothing and refuses what is not on the device."""
@@ -56,7 +58,10 @@ def plans(settings: SamplingParams) -> list[StepPlan]:
         make_admission(row, settings, token_ids=PROMPT, num_prompt_tokens=len(PROMPT))
         for row in rows
     )
-    prefills = tuple(Chunk(row, 0, PROMPT, (row + 1,), 0, samples=True) for row in rows)
+    targets = () if settings.num_prompt_logprobs is None else PROMPT[1:]
+    prefills = tuple(
+        Chunk(row, 0, PROMPT, (row + 1,), 0, samples=True, targets=targets) for row in rows
+    )
     decodes = [
         tuple(Chunk(row, 2 + step, (7,), (), output_index=step, samples=True) for row in rows)
         for step in (1, 2)
@@ -67,10 +72,10 @@ def plans(settings: SamplingParams) -> list[StepPlan]:
 
 @pytest.mark.parametrize(
     "settings",
-    [GREEDY, EVERYTHING, SamplingParams(seed=3), SamplingParams(seed=3, top_p=0.5)],
-    ids=["greedy", "everything", "plain", "whole vocabulary"],
+    [GREEDY, EVERYTHING, SamplingParams(seed=3), SamplingParams(seed=3, top_p=0.5), TOLD],
+    ids=["greedy", "everything", "plain", "whole vocabulary", "logprobs"],
 )
-def test_a_step_stays_on_the_device_until_it_asks_for_its_token_ids(
+def test_a_step_stays_on_the_device_until_it_asks_for_its_results(
     settings: SamplingParams,
 ) -> None:
     runner = served("llama")

@@ -1,6 +1,6 @@
 """Nothing that would break a step comes through the door."""
 
-import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +8,26 @@ import pytest
 from gpu_worker.intake import IntakeLimits, to_sequence
 from scheduler.sequence import State
 from shared.errors import ErrorCode, RequestError
-from shared.messages import Generate, TextStart
+from shared.messages import Generate, TextOptions, TextStart
 from shared.sampling import SamplingParams
 
 LIMITS = IntakeLimits(max_model_len=10, vocab_size=100, end_token_ids=frozenset({1, 2}))
 SAMPLING = SamplingParams(seed=5, temperature=0.5)
-GENERATE = Generate("r", (0, 50, 99), 7, SAMPLING, 1, "", TextStart("r", 0, (), ()))
+GENERATE = Generate("r", (0, 50, 99), 7, SAMPLING, 1, "", TextStart("r", 0, (), TextOptions()))
+
+
+def text(**options: Any) -> TextStart:
+    """The beginning of a text with these options."""
+    return TextStart("r", 0, (), TextOptions(**options))
+
+
+def scoring(
+    num_prompt_logprobs: int, prompt: tuple[int, ...] = (0, 50, 99), max_tokens: int = 0
+) -> Generate:
+    """A request to score its prompt."""
+    start = replace(text(only_scores_prompt=not max_tokens), scored_token_ids=prompt)
+    sampling = SamplingParams(seed=5, num_prompt_logprobs=num_prompt_logprobs)
+    return Generate("r", prompt, max_tokens, sampling, 1, "", start)
 
 
 def test_a_request_that_just_fits_becomes_a_sequence() -> None:
@@ -34,7 +48,7 @@ def test_a_request_that_just_fits_becomes_a_sequence() -> None:
     ],
 )
 def test_what_ends_the_answer(settings: dict[str, Any], ends: set[int]) -> None:
-    wanted = dataclasses.replace(GENERATE, sampling=SamplingParams(seed=5, **settings))
+    wanted = replace(GENERATE, sampling=SamplingParams(seed=5, **settings))
     assert to_sequence(wanted, LIMITS).end_token_ids == ends
 
 
@@ -68,7 +82,7 @@ IMPOSSIBLE_TOKENS: dict[str, tuple[Any, ...]] = {
 def test_the_furthest_settings_are_taken(name: str) -> None:
     for value in EXTREME[name]:
         sampling = SamplingParams(seed=5, **{name: value})
-        found = to_sequence(dataclasses.replace(GENERATE, sampling=sampling), LIMITS)
+        found = to_sequence(replace(GENERATE, sampling=sampling), LIMITS)
         assert found.sampling == sampling
 
 
@@ -83,14 +97,14 @@ def test_settings_that_no_request_may_have_are_refused(
         for value in values:
             sampling = SamplingParams(seed=5, **{name: value})
             with pytest.raises(RequestError, match=reason):
-                to_sequence(dataclasses.replace(GENERATE, sampling=sampling), LIMITS)
+                to_sequence(replace(GENERATE, sampling=sampling), LIMITS)
 
 
 def test_a_bias_on_too_many_tokens_is_refused() -> None:
-    limits = dataclasses.replace(LIMITS, vocab_size=5000)
+    limits = replace(LIMITS, vocab_size=5000)
     for number in (1024, 1025):
         bias = tuple((token_id, 1.0) for token_id in range(number))
-        wanted = dataclasses.replace(GENERATE, sampling=SamplingParams(seed=5, logit_bias=bias))
+        wanted = replace(GENERATE, sampling=SamplingParams(seed=5, logit_bias=bias))
         if number == 1024:
             assert to_sequence(wanted, limits).sampling.logit_bias == bias
         else:
@@ -98,19 +112,58 @@ def test_a_bias_on_too_many_tokens_is_refused() -> None:
                 to_sequence(wanted, limits)
 
 
+@pytest.mark.parametrize("asked", [scoring(0, (5,) * 10), scoring(20, (5, 6))])
+def test_a_prompt_that_is_only_scored_may_fill_the_context_and_ends_by_its_length(
+    asked: Generate,
+) -> None:
+    sequence = to_sequence(asked, LIMITS)
+    assert (sequence.max_tokens, sequence.end_token_ids) == (1, frozenset())
+    assert sequence.num_to_score == len(asked.prompt_token_ids) - 1
+    sequence.change(State.RUNNING)
+    sequence.append(1)  # an end token, which ends nothing here
+    assert sequence.state is State.LENGTH
+
+
+def test_an_echo_without_an_answer_needs_no_scores() -> None:
+    asked = replace(GENERATE, max_tokens=0, text=text(only_scores_prompt=True))
+    sequence = to_sequence(asked, LIMITS)
+    assert (sequence.max_tokens, sequence.num_to_score) == (1, 0)
+
+
+def test_an_answer_and_its_prompt_are_told_with_as_many_logprobs_as_asked() -> None:
+    for number in (0, 20):
+        asked = scoring(number, max_tokens=7)
+        sampling = replace(asked.sampling, num_logprobs=number)
+        assert to_sequence(replace(asked, sampling=sampling), LIMITS).sampling == sampling
+
+
+@pytest.mark.parametrize(("number", "length"), [(20, 9_523), (0, 200_000)])
+def test_a_prompt_is_told_with_so_many_logprobs_at_most(number: int, length: int) -> None:
+    limits = replace(LIMITS, max_model_len=300_000)
+    assert to_sequence(scoring(number, (5,) * length), limits).num_to_score == length - 1
+    for asked in (scoring(number, (5,) * (length + 1)), scoring(21), scoring(-1)):
+        with pytest.raises(RequestError, match="impossible settings"):
+            to_sequence(asked, limits)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"prompt_token_ids": ()}, "empty"),
-        ({"max_tokens": 0}, "empty"),
+        ({"max_tokens": 0}, "beginning of its text"),
         ({"max_tokens": -1}, "empty"),
         ({"max_tokens": 8}, r"3 \+ 8 tokens exceed 10"),
         ({"max_tokens": 2**62}, "exceed 10"),
         ({"prompt_token_ids": (5,) * 10, "max_tokens": 1}, "exceed 10"),
         ({"prompt_token_ids": (5, 100)}, "vocabulary"),
         ({"prompt_token_ids": (-1, 5)}, "vocabulary"),
-        ({"text": TextStart("r", 0, (-1,), ())}, "beginning of its text"),
-        ({"text": TextStart("r", 0, (), ("",))}, "beginning of its text"),
+        ({"text": TextStart("r", 0, (-1,), TextOptions())}, "beginning of its text"),
+        ({"text": text(stop=("",))}, "beginning of its text"),
+        ({"text": text(only_scores_prompt=True)}, "beginning of its text"),
+        ({"text": replace(text(), scored_token_ids=(0, 50, 99))}, "beginning of its text"),
+        ({"sampling": SamplingParams(seed=1, num_prompt_logprobs=0)}, "beginning of its text"),
+        ({"sampling": SamplingParams(seed=1, num_logprobs=21)}, "impossible settings"),
+        ({"sampling": SamplingParams(seed=1, num_logprobs=-1)}, "impossible settings"),
         ({"sampling": SamplingParams(seed=2**63)}, "impossible settings"),
         ({"sampling": SamplingParams(seed=-1)}, "impossible settings"),
         ({"sampling": SamplingParams(seed=1, temperature=float("nan"))}, "impossible settings"),
@@ -120,5 +173,5 @@ def test_a_bias_on_too_many_tokens_is_refused() -> None:
 )
 def test_what_could_harm_a_step_is_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(RequestError, match=reason) as caught:
-        to_sequence(dataclasses.replace(GENERATE, **changes), LIMITS)
+        to_sequence(replace(GENERATE, **changes), LIMITS)
     assert caught.value.code is ErrorCode.INTERNAL

@@ -3,6 +3,7 @@
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from scheduler.sequence import Sequence, State
 from shared.errors import EXIT_FAILED, FatalError
 from shared.messages import SequenceEnded
 from tests.builders import GREEDY, make_scheduler
-from tests.fakes import FormulaRunner, formula_answer
+from tests.fakes import FormulaRunner, formula_answer, formula_score
 from tests.gpu_worker.stage import Stage, expected_answer, generate, make_stage
 
 BOMB = 70  # a prompt token on which the fragile runner raises
+SCORING = replace(GREEDY, num_prompt_logprobs=1)  # each position must be scored just once
 OUT_OF_MEMORY: tuple[Exception, ...] = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     MemoryError(),
@@ -75,7 +77,7 @@ class Bench:
         self.sequences: list[Sequence] = []
 
     def add(self, *prompt: int, max_tokens: int = 3) -> Sequence:
-        sequence = Sequence(str(len(self.sequences)), prompt, max_tokens, frozenset(), GREEDY)
+        sequence = Sequence(str(len(self.sequences)), prompt, max_tokens, frozenset(), SCORING)
         self.sequences.append(sequence)
         self.scheduler.add(sequence)
         return sequence
@@ -98,6 +100,8 @@ class Bench:
                 prompt = sequence.token_ids[: sequence.num_prompt_tokens]
                 answer = sequence.token_ids[sequence.num_prompt_tokens :]
                 assert answer == formula_answer(prompt, sequence.max_tokens, frozenset())
+                scores = [formula_score(prompt[:end]) for end in range(2, len(prompt) + 1)]
+                assert sequence.take_prompt_scores() == tuple(scores)
         assert self.scheduler.pool.num_used == 0
 
 

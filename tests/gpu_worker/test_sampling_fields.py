@@ -12,11 +12,12 @@ from gpu_worker.intake import IntakeLimits, to_sequence
 from gpu_worker.sampler import Sampler
 from scheduler.sequence import Sequence, State
 from shared.config import FrontendConfig, ModelConfig
-from shared.messages import Generate, TextStart
+from shared.messages import Generate, TextOptions, TextStart
 from tests.builders import make_admission
 from tests.gpu_worker.sampling import CPU, ask, decode_plan
 
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
+RULES = translate.Rules(MODEL, max_choices=8, sampling_defaults={})
 END = 1
 LIMITS = IntakeLimits(max_model_len=100, vocab_size=8, end_token_ids=frozenset({END}))
 PROMPT = (6, 7)
@@ -28,9 +29,9 @@ LOGITS = torch.tensor([[0.0, 2.5, 4.0, 3.5, 0.0, 0.0, 3.8, 0.0]])
 def to_wanted(**fields: Any) -> Sequence:
     """What the worker schedules for a request with these fields."""
     body = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, **fields}
-    prompt = translate.chat(json.dumps(body).encode(), MODEL, max_choices=8, random_seed=5).prompt
-    text = TextStart("r", 0, (), ())
-    return to_sequence(Generate("r", PROMPT, LENGTH, prompt.sampling, 1, "", text), LIMITS)
+    wanted = translate.chat(json.dumps(body).encode(), RULES, random_seed=5).submission
+    text = TextStart("r", 0, (), TextOptions())
+    return to_sequence(Generate("r", PROMPT, LENGTH, wanted.sampling, 1, "", text), LIMITS)
 
 
 def answer(**fields: Any) -> list[int]:

@@ -9,6 +9,7 @@ from gpu_worker import sampler as sampling_module
 from gpu_worker import sizing
 from gpu_worker.batch import Rows, prepare
 from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, LayerGeometry
+from gpu_worker.loading import serve
 from gpu_worker.sampler import Sampler
 from gpu_worker.sizing import (
     CacheSize,
@@ -16,10 +17,13 @@ from gpu_worker.sizing import (
     lengths_without_effect,
     num_blocks_of,
     probe_plan,
+    scoring,
     size_cache,
 )
 from shared.config import ModelConfig, WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
+from shared.sampling import MAX_LOGPROBS
+from tests.builders import make_model
 
 CPU = torch.device("cpu")
 GEOMETRY = KVGeometry((LayerGeometry(2, 16, 16),) * 4, torch.float32, CPU)
@@ -161,11 +165,25 @@ def test_the_probe_is_a_full_step_that_a_small_cache_can_run(rows: int, budget: 
     batch = prepare(plan, tables, CPU)
     assert len(batch.slots.unique()) == plan.num_tokens  # nobody shares a place
     assert int(batch.slots.max()) // BLOCK_SIZE == num_blocks_of(plan)
-    assert len(batch.sampled) == rows
+    assert len(batch.kept) == rows
+
+
+@pytest.mark.parametrize(("rows", "budget"), [(4, 40), (20, 20), (3, 100)])
+def test_the_probe_also_scores_whole_prompts_with_all_that_may_be_told(
+    rows: int, budget: int
+) -> None:
+    plan = probe_plan(rows, budget, LONGEST)
+    assert all(admission.sampling.num_logprobs == MAX_LOGPROBS for admission in plan.admissions)
+    scored = scoring(plan)
+    assert scored.num_tokens == plan.num_tokens
+    assert sum(len(chunk.targets) for chunk in scored.chunks) == plan.num_tokens - rows
+    assert {a.sampling.num_prompt_logprobs for a in scored.admissions} == {MAX_LOGPROBS}
+    causal_lm = serve(make_model("llama"), settings(continuous_batching_batch_size=rows)).runner
+    assert len(causal_lm.execute(scored).prompt_scores) == plan.num_tokens - rows
 
 
 def test_nothing_is_reserved_on_the_cpu() -> None:
-    assert activation_bytes(lambda _: None, probe_plan(1, 1, LONGEST), CPU) == 0
+    assert activation_bytes(lambda _: None, [probe_plan(1, 1, LONGEST)], CPU) == 0
 
 
 def test_no_row_of_the_probe_is_longer_than_the_context() -> None:

@@ -26,6 +26,8 @@ RANDOM = SamplingParams(
     presence_penalty=0.2, logit_bias=((3, 2.0),), min_tokens=5,
 )  # fmt: skip
 
+TOLD = SamplingParams(seed=3, num_logprobs=5, num_prompt_logprobs=5)
+
 
 class Blind:
     """Attention that sees nothing."""
@@ -79,8 +81,8 @@ def decode_step(step: int) -> StepPlan:
 
 @pytest.mark.parametrize(
     "settings",
-    [GREEDY, RANDOM, replace(RANDOM, top_k=0), SamplingParams(seed=3)],
-    ids=["greedy", "everything", "no top k", "plain"],
+    [GREEDY, RANDOM, replace(RANDOM, top_k=0), SamplingParams(seed=3), TOLD],
+    ids=["greedy", "everything", "no top k", "plain", "logprobs"],
 )
 def test_neither_prefill_nor_decode_asks_the_device(settings: SamplingParams) -> None:
     model = make_model("llama", num_hidden_layers=1)
@@ -90,7 +92,10 @@ def test_neither_prefill_nor_decode_asks_the_device(settings: SamplingParams) ->
         make_admission(row, replace(settings, seed=row), token_ids=(4, 5, 6), num_prompt_tokens=3)
         for row in range(NUM_ROWS)
     )
-    prefills = tuple(Chunk(row, 0, (4, 5, 6), (row + 1,), 0, samples=True) for row in range(3))
+    targets = () if settings.num_prompt_logprobs is None else (5, 6)
+    prefills = tuple(
+        Chunk(row, 0, (4, 5, 6), (row + 1,), 0, samples=True, targets=targets) for row in range(3)
+    )
     with Waits() as waits:
         runner.execute(StepPlan(1, admissions, prefills, 0))
         for step in range(1, 4):

@@ -33,7 +33,7 @@ def test_one_request_from_generate_to_end(stage: Stage) -> None:
     answer = expected_answer(message)
     assert stage.answer("r") == answer
     assert stage.starts == [message.text]
-    assert stage.steps[0].started == (RequestStarted(message.text, 1, 0),)
+    assert stage.steps[0].started == (RequestStarted(message.text, 1, 0, ()),)
     assert stage.ends == [SequenceEnded("r", 0, "length", hides_last_token=False)]
     assert stage.steps[-1].ended == tuple(stage.ends)
     assert [step.step for step in stage.steps] == list(range(1, len(answer) + 1))

@@ -25,7 +25,7 @@ def test_every_answer_has_its_tokens_and_the_request_starts_once(stage: Stage) -
     stage.run(message)
     for choice in range(3):
         assert stage.answer("r", choice) == expected_answer(message)
-    assert stage.started == [RequestStarted(message.text, 3, 0)]
+    assert stage.started == [RequestStarted(message.text, 3, 0, ())]
     assert [(end.choice, end.finish_reason) for end in stage.ends] == [
         (0, "length"), (1, "length"), (2, "length")
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Whole lives of requests: a scheduler whose plans are computed by a runner that trusts nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from scheduler.plan import Admission, StepPlan, StepResult
 from scheduler.scheduler import SampledToken
@@ -47,7 +48,7 @@ class Simulation:
         assert plan.is_empty == self.scheduler.is_idle, "work waits, but nothing is planned"
         result = self.runner.execute(plan)
         rows = frozenset(sequence.row for sequence in failed)
-        self.apply(plan, StepResult(result.token_ids, rows))
+        self.apply(plan, replace(result, failed_rows=rows))
         return plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[SampledToken]:

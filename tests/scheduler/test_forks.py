@@ -1,11 +1,15 @@
 """Several answers to one prompt: computed once, shared in full blocks, ended one by one or all."""
 
+from dataclasses import replace
+
 import pytest
 
 from scheduler import prefix
+from scheduler.plan import NO_TOKEN, StepResult, TokenScore
 from scheduler.sequence import Sequence, State
 from shared.sampling import SamplingParams
-from tests.builders import END_TOKEN
+from tests.builders import END_TOKEN, GREEDY
+from tests.fakes import formula_score
 from tests.scheduler.simulation import Simulation, assert_right, numbers, request
 
 PROMPT = numbers(18)  # four full blocks, and two tokens more
@@ -254,3 +258,67 @@ def test_a_prompt_is_hashed_once_for_all_its_answers(monkeypatch: pytest.MonkeyP
     simulation.fork(request("r", PROMPT), 8)
     simulation.run_to_end()
     assert hashed == [4, 4, 4, 4]
+
+
+SCORING = replace(GREEDY, num_prompt_logprobs=1)
+
+
+def scored_request(prompt: tuple[int, ...], max_tokens: int = 3) -> Sequence:
+    """A request whose prompt is scored."""
+    return Sequence("r", prompt, max_tokens, frozenset(), SCORING)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 18])
+def test_the_first_answer_scores_the_prompt_before_the_others_begin(length: int) -> None:
+    simulation = Simulation()
+    siblings = simulation.fork(scored_request(numbers(length)), 3)
+    simulation.run_until(lambda: any(sibling.num_output_tokens for sibling in siblings))
+    assert siblings[0].num_output_tokens == 1
+    assert siblings[0].is_scored
+    if length > 1:
+        assert [sibling.num_output_tokens for sibling in siblings[1:]] == [0, 0]
+    simulation.run_to_end()
+    scores = [formula_score(numbers(end)) for end in range(2, length + 1)]
+    assert [sibling.take_prompt_scores() for sibling in siblings] == [tuple(scores), (), ()]
+    assert_right(*siblings)
+
+
+def test_siblings_of_a_scored_prompt_share_its_blocks() -> None:
+    simulation = Simulation()
+    siblings = simulation.fork(scored_request(PROMPT), 3)
+    simulation.run_to_end()
+    assert [s.num_cached for s in siblings] == [0, 16, 16]
+
+
+def test_a_prompt_that_is_scored_is_computed_though_it_is_known() -> None:
+    simulation = Simulation()
+    simulation.serve(request("before", PROMPT))
+    admission = simulation.serve(scored_request(PROMPT))
+    assert admission.cached_blocks == ()
+    assert simulation.scheduler.counters.num_queried_tokens == len(PROMPT), "it does not ask"
+    assert len(simulation.serve(request("after", PROMPT)).cached_blocks) == 4
+
+
+def test_scores_are_handed_over_once_and_only_when_complete() -> None:
+    sequence = scored_request((5, 6, 7))
+    score = TokenScore(-1.0, (), ())
+    sequence.score([score])
+    assert (sequence.is_scored, sequence.num_scored) == (False, 1)
+    sequence.score([score])
+    assert sequence.is_scored
+    assert sequence.take_prompt_scores() == (score, score)
+    assert sequence.take_prompt_scores() == ()
+    assert sequence.is_scored, "nothing is scored again"
+    halfway = scored_request((5, 6, 7))
+    halfway.score([score])
+    assert halfway.take_prompt_scores() == ()
+
+
+def test_a_score_that_is_no_number_fails_its_sequence() -> None:
+    simulation = Simulation()
+    sequence = scored_request((5, 6, 7))
+    simulation.add(sequence)
+    plan = simulation.scheduler.schedule()
+    result = StepResult((9,), prompt_scores=(TokenScore(-1.0, (), ()), None))
+    (output,) = simulation.apply(plan, result)
+    assert (sequence.state, output.token_id) == (State.FAILED, NO_TOKEN)

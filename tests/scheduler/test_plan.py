@@ -1,12 +1,13 @@
 """A plan can be counted and cut: its parts, one after the other, are as good as the whole."""
 
 import itertools
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.plan import Chunk, StepPlan, StepResult
+from scheduler.plan import NO_TOKEN, Chunk, StepPlan, StepResult, TokenScore
 from tests.builders import make_admission
 from tests.fakes import FormulaRunner
 from tests.scheduler.simulation import Simulation, assert_right, numbers, request
@@ -76,7 +77,7 @@ class PiecemealRunner(FormulaRunner):
 
     def execute(self, plan: StepPlan) -> StepResult:
         results = [super(PiecemealRunner, self).execute(plan.part(n, n + 1)) for n in range(9)]
-        return StepResult(tuple(itertools.chain(*(result.token_ids for result in results))))
+        return StepResult.joined(results)
 
 
 def test_a_plan_computed_part_by_part_gives_the_same_tokens() -> None:
@@ -89,22 +90,87 @@ def test_a_plan_computed_part_by_part_gives_the_same_tokens() -> None:
     assert_right(*sequences)
 
 
-@given(start=st.integers(0, 40), length=st.integers(2, 40), block_size=st.integers(1, 16))
-def test_the_halves_of_a_long_chunk_follow_each_other(
-    start: int, length: int, block_size: int
-) -> None:
-    def num_blocks(num_tokens: int) -> int:
-        return -(-num_tokens // block_size)
-
-    new_blocks = tuple(range(num_blocks(start + length) - num_blocks(start)))
-    whole = Chunk(2, start, numbers(length), new_blocks, 5, True)
-    plans = StepPlan(7, (make_admission(2),), (whole,), 0).pieces(block_size)
+def test_the_halves_of_a_long_chunk_follow_each_other() -> None:
+    whole = Chunk(2, 6, numbers(9), (8, 9), 5, True, first_scored=7, targets=numbers(8, 1))
+    plans = StepPlan(7, (make_admission(2),), (whole,), 0).cut(3, block_size=4)
     assert [len(plan.admissions) for plan in plans] == [1, 0]
     (first,), (second,) = (plan.chunks for plan in plans)
-    assert (first.start, second.start) == (start, start + len(first.token_ids))
-    assert first.token_ids + second.token_ids == whole.token_ids
-    assert first.new_blocks + second.new_blocks == new_blocks
-    assert len(first.new_blocks) == num_blocks(second.start) - num_blocks(start)
-    assert len(first.token_ids) in (length // 2, length - length // 2)
-    assert [half.samples for half in (first, second)] == [False, True]
-    assert {(half.row, half.output_index) for half in (first, second)} == {(2, 5)}
+    assert first == Chunk(2, 6, (0, 1, 2), (8,), 5, False, 7, (1, 2))
+    assert second == Chunk(2, 9, (3, 4, 5, 6, 7, 8), (9,), 5, True, 9, (3, 4, 5, 6, 7, 8))
+
+
+def random_plan(rng: Random, block_size: int) -> StepPlan:
+    """Decodes, then prefills, some of which score some of their positions."""
+
+    def prefill(row: int) -> Chunk:
+        start, length = rng.randrange(20), rng.randrange(1, 20)
+        blocks = range(-(-start // block_size), -(-(start + length) // block_size))
+        first_scored = rng.randrange(start, start + length + 1)
+        targets = numbers(rng.choice((0, start + length - first_scored)), first_scored + 1)
+        tokens = numbers(length, start)
+        return Chunk(row, start, tokens, tuple(blocks), 0, True, first_scored, targets)
+
+    num_decodes, num_prefills = rng.randrange(4), rng.randrange(1, 5)
+    rows = range(num_decodes, num_decodes + num_prefills)
+    chunks = (*(chunk(row) for row in range(num_decodes)), *(prefill(row) for row in rows))
+    return StepPlan(7, tuple(make_admission(row) for row in rows), chunks, num_decodes)
+
+
+def assert_the_same(parts: list[StepPlan], whole: StepPlan) -> None:
+    """Computing these one after the other computes the same."""
+    chunks = [*itertools.chain(*(part.chunks for part in parts))]
+    assert [*itertools.chain(*(part.admissions for part in parts))] == [*whole.admissions]
+    assert sum(part.num_decodes for part in parts) == whole.num_decodes
+    for old in whole.chunks:
+        own = [chunk for chunk in chunks if chunk.row == old.row]
+        assert tuple(itertools.chain(*(chunk.token_ids for chunk in own))) == old.token_ids
+        assert tuple(itertools.chain(*(chunk.new_blocks for chunk in own))) == old.new_blocks
+        assert tuple(itertools.chain(*(chunk.targets for chunk in own))) == old.targets
+        assert [chunk.samples for chunk in own] == [False] * (len(own) - 1) + [old.samples]
+        for early, late in itertools.pairwise(own):
+            assert late.start == early.start + len(early.token_ids)
+    for part in parts:
+        assert all(len(chunk.token_ids) == 1 for chunk in part.chunks[: part.num_decodes])
+        for chunk in part.chunks:  # each position's target is the number of the next one
+            scored = range(chunk.first_scored, chunk.first_scored + len(chunk.targets))
+            assert chunk.targets == tuple(position + 1 for position in scored)
+            assert {*scored} <= {*range(chunk.start, chunk.start + len(chunk.token_ids))}
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 16))
+def test_a_plan_that_is_cut_anywhere_computes_the_same(rng: Random, block_size: int) -> None:
+    whole = random_plan(rng, block_size)
+    for num_tokens in range(1, whole.num_tokens):
+        parts = [*whole.cut(num_tokens, block_size)]
+        assert parts[0].num_tokens == num_tokens
+        assert_the_same(parts, whole)
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 20))
+def test_the_tiles_of_a_plan_are_full_of_scores_and_compute_the_same(
+    rng: Random, num_scored: int
+) -> None:
+    whole = random_plan(rng, 4)
+    tiles = [*whole.tiles(num_scored, 4)]
+    assert_the_same(tiles, whole)
+    sizes = [sum(len(chunk.targets) for chunk in tile.chunks) for tile in tiles]
+    assert all(size == num_scored for size in sizes[:-1])
+    assert sizes[-1] <= num_scored
+
+
+def test_a_plan_without_scores_is_one_tile() -> None:
+    whole = plan(num_decodes=3, num_prefills=2)
+    assert [*whole.tiles(1, 4)] == [whole]
+
+
+def test_results_of_parts_are_joined_in_order() -> None:
+    score = TokenScore(-1.0, (3,), (-0.5,))
+    parts = [
+        StepResult((5, 6)),
+        StepResult((7,), frozenset({2}), (score,), (None, score)),
+        StepResult.failure(Chunk(4, 0, (1, 2), (), 0, True, 0, (2,))),
+    ]
+    assert StepResult.joined(parts) == StepResult(
+        (5, 6, 7, NO_TOKEN), frozenset({2, 4}), (None, None, score, None), (None, score, None)
+    )
+    assert StepResult.joined(parts[:1]) == parts[0]

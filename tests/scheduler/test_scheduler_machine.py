@@ -1,6 +1,7 @@
 """Random lives against the formula: whatever comes in whatever order, every answer is right."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -18,10 +19,12 @@ from hypothesis.stateful import (
 from scheduler.plan import NO_TOKEN, StepPlan, StepResult
 from scheduler.scheduler import MAX_PREEMPTIONS, Scheduler
 from scheduler.sequence import Sequence, State
+from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY
-from tests.fakes import FORMULA_VOCABULARY, POISON, FormulaRunner, formula_answer
+from tests.fakes import FORMULA_VOCABULARY, POISON, FormulaRunner, formula_answer, formula_score
 
 END_TOKENS = frozenset({END_TOKEN})
+SCORING = replace(GREEDY, num_prompt_logprobs=1)
 TOKENS = st.integers(0, FORMULA_VOCABULARY - 1)
 PREFIX = list(range(6, 20))  # what many prompts begin with
 ALIVE = (State.WAITING, State.RUNNING)
@@ -37,6 +40,10 @@ EVENTS = {
     "a preempted one is aborted",
     "one fails that samples",
     "one fails within its prompt",
+    "a prompt is scored by chunks",
+    "one is preempted while it scores",
+    "a scored prompt finds its own blocks",
+    "siblings share a scored prompt",
 }
 
 
@@ -87,6 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 40),
         is_poisoned=st.sampled_from([False] * 7 + [True]),
         num_answers=st.sampled_from([1, 1, 1, 2, 4]),
+        sampling=st.sampled_from([GREEDY, GREEDY, SCORING]),
     )
     def submit(
         self,
@@ -95,23 +103,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens: int,
         is_poisoned: bool,
         num_answers: int,
+        sampling: SamplingParams,
     ) -> str:
         request_id = f"r-{len(self.requests)}"
         whole = PREFIX[:num_shared] + [POISON] * is_poisoned + prompt
-        self._add(request_id, whole, max_tokens, num_answers)
+        self._add(request_id, whole, max_tokens, num_answers, sampling)
         return request_id
 
     @rule(lengths=st.lists(st.integers(5, 25), min_size=3, max_size=6))
     def submit_a_crowd(self, lengths: list[int]) -> None:
         for max_tokens in lengths:  # more than the pool can hold in the end: the newest must yield
             number = len(self.requests)
-            self._add(f"crowd-{number}", [number % FORMULA_VOCABULARY], max_tokens, 1)
+            prompt = [number % FORMULA_VOCABULARY] * (1 + number % 9)
+            self._add(f"crowd-{number}", prompt, max_tokens, 1, (GREEDY, SCORING)[number % 2])
 
     @rule(prompt=st.lists(TOKENS, min_size=1, max_size=4))
     def submit_after_its_abort(self, prompt: list[int]) -> None:
         request_id = f"early-{len(self.requests)}"
         assert self.scheduler.abort(request_id) == []
-        self._add(request_id, prompt, 3, 2)
+        self._add(request_id, prompt, 3, 2, SCORING)
         self.aborted.update(self.requests[request_id])
 
     @rule(request_id=ids, choice=st.sampled_from([None, None, 0, 1]))
@@ -186,13 +196,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.pool.num_used == 0
         for sequence in self.arrived:
             self._check_answer(sequence)
+            self._check_scores(sequence)
         alone = [s.arrival for s in self.admitted if s.leader is None]
         assert alone == sorted(alone), "somebody was overtaken"
 
-    def _add(self, request_id: str, prompt: list[int], max_tokens: int, num_answers: int) -> None:
+    def _add(
+        self,
+        request_id: str,
+        prompt: list[int],
+        max_tokens: int,
+        num_answers: int,
+        sampling: SamplingParams,
+    ) -> None:
         prompt = prompt[: self.capacity]
         max_tokens = min(max_tokens, self.capacity - len(prompt) + 1)
-        first = Sequence(request_id, tuple(prompt), max_tokens, END_TOKENS, GREEDY)
+        first = Sequence(request_id, tuple(prompt), max_tokens, END_TOKENS, sampling)
         siblings = [first, *(first.fork(choice) for choice in range(1, num_answers))]
         self.requests[request_id] = siblings
         self.arrived += siblings
@@ -210,6 +228,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.admitted += [s for s in newly if s.num_preemptions == 0]
         for sequence in newly:
             self._note_admission(sequence)
+        is_cut = any(chunk.targets and not chunk.samples for chunk in plan.chunks)
+        self._note("a prompt is scored by chunks", is_cut)
         return plan
 
     def _note_admission(self, sequence: Sequence) -> None:
@@ -218,6 +238,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._note("a preempted one is back", sequence.num_preemptions > 0)
         self._note("it finds its own blocks", sequence.num_preemptions and sequence.num_computed)
         self._note("it is back for good", sequence.num_preemptions == MAX_PREEMPTIONS)
+        if sequence.num_to_score:
+            is_halfway = 0 < sequence.num_scored < sequence.num_to_score
+            self._note("one is preempted while it scores", is_halfway)
+            found = sequence.num_preemptions and sequence.num_computed
+            self._note("a scored prompt finds its own blocks", found)
+            assert sequence.is_scored or sequence.num_computed <= sequence.num_scored
+        if (leader := sequence.leader) is not None:
+            shares = leader.num_to_score and sequence.num_cached
+            self._note("siblings share a scored prompt", shares)
+            assert leader.is_scored or leader.state not in ALIVE, "it may start the request"
 
     def _note(self, what: str, has_happened: object) -> None:
         if has_happened:
@@ -241,6 +271,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert answer == whole
             assert sequence.state is self._expected_end(prompt, whole)
 
+    def _check_scores(self, sequence: Sequence) -> None:
+        """Each prompt token but the first was scored once, in order, as far as it came."""
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        whole = [formula_score(prompt[:end]) for end in range(2, len(prompt) + 1)]
+        scores = sequence._prompt_scores
+        assert scores == whole[: len(scores)]
+        if sequence.num_output_tokens and sequence.num_to_score:
+            assert len(scores) == len(whole)
+        if sequence.choice or sequence.sampling.num_prompt_logprobs is None:
+            assert scores == []
+
     def _expected_end(self, prompt: list[int], answer: list[int]) -> State:
         if POISON in prompt:
             return State.FAILED
@@ -251,7 +292,8 @@ def _with_failure(plan: StepPlan, result: StepResult, row: int) -> StepResult:
     """The same result, but the sequence of this row has failed."""
     sampled = [chunk.row for chunk in plan.chunks if chunk.samples]
     pairs = zip(sampled, result.token_ids, strict=True)
-    return StepResult(tuple(NO_TOKEN if r == row else t for r, t in pairs), frozenset({row}))
+    token_ids = tuple(NO_TOKEN if r == row else t for r, t in pairs)
+    return replace(result, token_ids=token_ids, failed_rows=frozenset({row}))
 
 
 def run_machine(

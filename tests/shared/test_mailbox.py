@@ -15,6 +15,7 @@ from shared.messages import (
     Abort,
     AddressBook,
     Message,
+    ModelFacts,
     Peer,
     RoomReady,
     RoomStarted,
@@ -50,7 +51,7 @@ def open_mailbox(run_directory: str) -> Iterator[OpenMailbox]:
 def peer(mailbox: Mailbox, *, is_ready: bool = True) -> Peer:
     """The mailbox's line in the address book."""
     identity = mailbox.identity
-    return Peer(identity.room, identity.epoch, identity.address, is_ready, 0)
+    return Peer(identity.room, identity.epoch, identity.address, is_ready, None)
 
 
 def book(*mailboxes: Mailbox) -> AddressBook:
@@ -107,7 +108,7 @@ def test_sending_to_a_room_that_never_lived_is_a_loss_and_does_not_block(
     monkeypatch.setattr("shared.sockets.CONNECT_TIMEOUT_SECONDS", 0.01)
     frontend = open_mailbox("frontend")
     ghost = Identity("worker", 0, 1, run_directory)
-    frontend.update_peers(AddressBook((Peer(ghost.room, 1, ghost.address, True, 0),)))
+    frontend.update_peers(AddressBook((Peer(ghost.room, 1, ghost.address, True, None),)))
     start = time.perf_counter()
     assert not any(frontend.send("worker-0", Abort("r")) for _ in range(100))
     assert time.perf_counter() - start < 1.0
@@ -175,8 +176,9 @@ def test_the_launchers_orders_are_obeyed_and_not_handed_on(open_mailbox: OpenMai
 def test_a_room_tells_the_launcher_its_life(open_mailbox: OpenMailbox) -> None:
     launcher, worker = open_mailbox("launcher", epoch=0), open_mailbox("worker", 3, epoch=7)
     worker.join()
-    worker.report_ready(4096)
-    assert receive(launcher, 2) == [RoomStarted("worker-3", 7), RoomReady("worker-3", 7, 4096)]
+    facts = ModelFacts(4096, {"temperature": 0.6}, {"device": "cpu"})
+    worker.report_ready(facts)
+    assert receive(launcher, 2) == [RoomStarted("worker-3", 7), RoomReady("worker-3", 7, facts)]
 
 
 def test_the_address_book_does_not_cut_the_line_to_the_launcher(open_mailbox: OpenMailbox) -> None:

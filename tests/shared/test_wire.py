@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
@@ -13,19 +14,23 @@ from shared import wire
 from shared.errors import ErrorCode, WireError
 from shared.messages import (
     Abort,
+    ChatPrompt,
     Generate,
     Message,
+    Prompt,
     RequestStarted,
     SequenceEnded,
     Stop,
     TextEnded,
+    TextOptions,
     TextProduced,
     TextStart,
     Tokenize,
+    TokenLogprobs,
     TokensSampled,
     WorkerReported,
 )
-from shared.sampling import SamplingParams
+from shared.sampling import MIN_LOGPROB, SamplingParams
 from shared.wire import Codec
 
 MESSAGE_CLASSES = get_args(Message)
@@ -44,15 +49,26 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     float: st.floats(allow_nan=False, allow_infinity=False),
     ErrorCode: st.sampled_from(ErrorCode),
+    type(None): st.none(),
     dict[str, Any]: st.dictionaries(TEXT, JSON, max_size=3),
-    int | None: st.none() | INT64,
-    str | None: st.none() | TEXT,
 }
 
-TEXT_START = TextStart("r", 0, (), ())
+TEXT_START = TextStart("r", 0, (), TextOptions())
 SAMPLING = SamplingParams(seed=4)
 GENERATE = Generate("r", (1, 2), 3, SAMPLING, 1, "", TEXT_START)
-TOKENIZE = Tokenize("r", 0, 0, (), {}, None, (), SAMPLING, 1, "")
+TOKENIZE = Tokenize(
+    request_id="r",
+    frontend_id=0,
+    worker_id=0,
+    prompt=Prompt(chat=ChatPrompt((), {})),
+    max_tokens=None,
+    is_strict=False,
+    echo=False,
+    text=TextOptions(),
+    sampling=SAMPLING,
+    num_choices=1,
+    cache_salt="",
+)
 AWKWARD = "\x00\u2028🙂é\u0301"
 
 
@@ -71,6 +87,10 @@ RECORDINGS = Codec([Recording])
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Any value of a field's type; a message class is one, too."""
+    if isinstance(hint, UnionType):
+        return st.one_of(*map(values, get_args(hint)))
+    if get_origin(hint) is dict and hint not in PLAIN:
+        return st.dictionaries(*map(values, get_args(hint)), max_size=3)
     if get_origin(hint) is tuple:
         first, *others = get_args(hint)
         if others == [...]:
@@ -124,8 +144,8 @@ def test_every_message_survives_the_round_trip(cls: type, data: st.DataObject) -
         ),
         dataclasses.replace(
             TOKENIZE,
-            template_kwargs={"deep": [{"a": [None, True, 0.1]}]},
-            stop=("",),
+            prompt=Prompt(chat=ChatPrompt((), {"deep": [{"a": [None, True, 0.1]}]})),
+            text=TextOptions(stop=("",)),
             num_choices=0,
             cache_salt="null",
         ),
@@ -133,15 +153,28 @@ def test_every_message_survives_the_round_trip(cls: type, data: st.DataObject) -
             0,
             1,
             2,
-            (RequestStarted(TEXT_START, 2, 0), RequestStarted(TEXT_START, 2**63 - 1, 16)),
+            (
+                RequestStarted(TEXT_START, 2, 0, (TokenLogprobs(MIN_LOGPROB, (), ()),)),
+                RequestStarted(TEXT_START, 2**63 - 1, 16, ()),
+            ),
             ("r", "r"),
             (1, 0),
             (0, 0),
             (5, 0),
+            (None, TokenLogprobs(-0.0, (7, 2**31), (-1e-45, MIN_LOGPROB))),
             (SequenceEnded(AWKWARD, 1, "stop", hides_last_token=True),),
         ),
         TextProduced(
-            0, 1, ("r", "r"), (1, 0), (0, 7), ("", AWKWARD), (1, 8), (TextEnded("r", 1, "stop", 0),)
+            0,
+            1,
+            ("r", "r"),
+            (1, 0),
+            (0, 7),
+            ("", AWKWARD),
+            (1, 8),
+            (),
+            (),
+            (TextEnded("r", 1, "stop", 5, 0), TextEnded("r", 1, "stop", "5", 0)),
         ),
         WorkerReported(*range(13)),
     ],
@@ -233,7 +266,7 @@ def test_a_float_that_json_cannot_hold_never_arrives(field: str, number: float) 
 
 @pytest.mark.parametrize("value", [2**64, "\ud800", {1: 2}, object()], ids=repr)
 def test_a_value_that_json_cannot_hold_is_refused_by_the_sender(value: object) -> None:
-    message = dataclasses.replace(TOKENIZE, template_kwargs={"value": value})
+    message = dataclasses.replace(TOKENIZE, prompt=Prompt(chat=ChatPrompt((), {"value": value})))
     with pytest.raises(WireError, match="Tokenize: "):
         wire.encode(message)
 
@@ -243,7 +276,9 @@ def test_nesting_too_deep_is_refused_by_the_sender() -> None:
     for _ in range(300):
         nested = [nested]
     with pytest.raises(WireError, match="Tokenize: "):
-        wire.encode(dataclasses.replace(TOKENIZE, messages=({"a": nested},)))
+        wire.encode(
+            dataclasses.replace(TOKENIZE, prompt=Prompt(chat=ChatPrompt(({"a": nested},), {})))
+        )
 
 
 def test_bytes_travel_as_raw_frames_in_field_order() -> None:

@@ -11,11 +11,17 @@ import transformers
 
 from shared.config import DEMO_DIRECTORY, Identity, ModelConfig, TokenizerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
+from shared.messages import ChatPrompt, Prompt
 from tokenizer_proc.loading import load_tokenizer
 from tokenizer_proc.prompt import PromptEncoder
 
 DEMO = ModelConfig("demo")
-CHAT = [{"role": "user", "content": "hi"}]
+CHAT = Prompt(chat=ChatPrompt(({"role": "user", "content": "hi"},), {}))
+
+
+def ids_of_chat(tokenizer: Any) -> list[int]:
+    """The prompt of a short conversation."""
+    return PromptEncoder(tokenizer).encode(CHAT, context=100)
 
 
 def config(hf_model: ModelConfig = DEMO, index: int = 0, **flags: Any) -> TokenizerConfig:
@@ -115,16 +121,16 @@ def test_a_template_of_ones_own_renders_the_prompts(tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     tokenizer = load_tokenizer(config(chat_template=str(template)))
-    ids = PromptEncoder(tokenizer).encode_chat(CHAT)
+    ids = ids_of_chat(tokenizer)
     assert tokenizer.decode(ids) == "[hi]"
-    assert PromptEncoder(load_tokenizer(config())).encode_chat(CHAT) != ids
+    assert ids_of_chat(load_tokenizer(config())) != ids
 
 
 def test_a_template_makes_a_model_without_one_chat(bare_demo: ModelConfig, tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text("{{ messages[0].content }}")
     tokenizer = load_tokenizer(config(bare_demo, chat_template=str(template)))
-    assert tokenizer.decode(PromptEncoder(tokenizer).encode_chat(CHAT)) == "hi"
+    assert tokenizer.decode(ids_of_chat(tokenizer)) == "hi"
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ messages", "{{ x | nosuchfilter }}"])

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from shared.config import BUILT_IN_MODELS
+from shared.config import ModelConfig, TokenizerConfig
 from shared.messages import ChatPrompt
 from tests.tokenizer_proc.marks import THINK
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer, make_thinking_tokenizer
+from tokenizer_proc.loading import load_tokenizer
 from tokenizer_proc.thought_marks import ThoughtFormat, find_thoughts
 from tokenizer_proc.thoughts import ThoughtSplitter
-from tokenizer_proc.tokenizer import load_tokenizer
 
 CHAT = ChatPrompt(({"role": "user", "content": "hello"},), {})
 # As makers write it, with one field whose content a model may break.
@@ -168,5 +168,5 @@ def test_an_answer_that_has_begun_without_thoughts_will_have_none(begun: str) ->
 
 
 def test_the_built_in_model_is_known_to_think() -> None:
-    found = find_thoughts(load_tokenizer("demo", str(BUILT_IN_MODELS["demo"])))
+    found = find_thoughts(load_tokenizer(TokenizerConfig(model=ModelConfig("demo"))))
     assert split(found, "<think>\na\n</think>\n\nb") == ("a", "b")
