@@ -42,6 +42,11 @@ FIELDS: dict[str, str] = {
     "logprobs": "Log probabilities of the answer's tokens; in completions, with so many others.",
     "top_logprobs": "How many alternatives to each token are told; needs `logprobs`.",
     "echo": "The answer's text begins with the prompt.",
+    "reasoning_effort": "How long the model thinks, where its template knows of it.",
+    "separate_reasoning": "False: the thoughts stay in the content, as they were written.",
+    "include_reasoning": "False: the thoughts are not told.",
+    "tools": "What the model might call; only with `tool_choice` none so far.",
+    "tool_choice": "Whether and what the model calls.",
     "return_token_strs": "Tells each token's text as well.",
     "cache_salt": "Only requests with the same salt share cached prompts.",
 }

@@ -14,6 +14,7 @@ from shared.messages import Encode
 from tests.frontend.conftest import RunningServer, serving
 from tests.frontend.fakes import make_text
 from tests.frontend.test_chat_over_http import open_request, user
+from tests.frontend.test_connection import POST, connected
 from tests.waiting import wait_until
 
 QUEUED = "transformers_openai_api:queued_answers"
@@ -75,7 +76,7 @@ def test_a_full_queue_refuses_before_the_body_is_read(small: RunningServer) -> N
     assert response.json()["error"]["type"] == "rate_limit_error"
     assert response.json()["error"]["code"] == "queue_full"
     seconds = int(response.headers["retry-after-ms"]) / 1000
-    assert 2.0 <= seconds < 10.0, "two wait; one a second is the guess, and none has ended since"
+    assert 2.0 <= seconds <= 60.0, "two wait; one a second is the guess, and none has ended since"
     assert response.headers["retry-after"] == str(math.ceil(seconds))
     ready = small.http.get("/ready")
     assert (ready.status_code, ready.json()["status"]) == (503, "full")
@@ -132,9 +133,15 @@ def test_a_place_that_is_not_reached_in_time() -> None:
 def test_lookups_need_no_place_and_are_dropped_when_their_caller_leaves(
     small: RunningServer,
 ) -> None:
+    def sent() -> list[str]:
+        to_tokenizer = small.mailbox.sent_to("tokenizer-0")
+        return [m.request_id for m in to_tokenizer if isinstance(m, Encode)]
+
     client, _ = open_request(small, "hang", n=2)
-    with httpx.Client(base_url=small.url) as other, pytest.raises(httpx.ReadTimeout):
-        other.post("/tokenize", json={"prompt": "x"}, timeout=0.3)
-    (encode,) = [m for m in small.mailbox.sent_to("tokenizer-0") if isinstance(m, Encode)]
-    wait_until(lambda: encode.request_id in small.mailbox.aborted("tokenizer-0"), 5)
+    with connected(small) as other:
+        body = b'{"prompt":"x"}'
+        head = POST.replace(b"/v1/chat/completions", b"/tokenize")
+        other.sendall(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        wait_until(sent, 5)
+    wait_until(lambda: small.mailbox.aborted("tokenizer-0") == sent(), 5)
     client.close()
