@@ -33,7 +33,8 @@ from shared.launching.environment import child_environment, usable_environment
 from shared.launching.listener import is_open_to_others, open_listener
 from shared.launching.run_directory import PROGRAM, open_run_directory, remove_leftovers
 from shared.mailbox import Mailbox, unexpected
-from shared.messages import AddressBook, ModelFacts, Peer, RoomReady, RoomStarted, Stop
+from shared.messages import AddressBook, RoomReady, RoomStarted, Stop
+from shared.parts import ModelFacts, Peer
 from shared.process import ChildProcess, last_words_path
 
 logger = logging.getLogger("launcher")

@@ -31,9 +31,6 @@ from shared.messages import (
     Encoded,
     Generate,
     Message,
-    ModelFacts,
-    Peer,
-    Prompt,
     PromptAccepted,
     RequestFailed,
     RoomReady,
@@ -45,6 +42,7 @@ from shared.messages import (
     TokensSampled,
     WorkerReported,
 )
+from shared.parts import ModelFacts, Peer, Prompt
 from shared.sampling import NUM_SEEDS
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from shared.errors import RequestError
-from shared.messages import ScoredToken
+from shared.parts import ScoredToken
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from frontend.ledger import Life
 from shared.errors import ErrorCode, RequestError
-from shared.messages import Peer, WorkerReported
+from shared.messages import WorkerReported
+from shared.parts import Peer
 
 NEEDED_KINDS = ("worker", "tokenizer", "detokenizer")
 

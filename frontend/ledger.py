@@ -25,7 +25,8 @@ from frontend.events import (
     TokensFound,
 )
 from shared.errors import ErrorCode, RequestError
-from shared.messages import PromptAccepted, ScoredToken, TextEnded, TextProduced
+from shared.messages import PromptAccepted, TextProduced
+from shared.parts import ScoredToken, TextEnded
 
 
 class State(Enum):

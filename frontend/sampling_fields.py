@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from frontend import decoding
 from frontend.schemas import MAX_STOP_CHARACTERS, MAX_STOPS, SamplingFields
 from shared.errors import BadRequest
-from shared.messages import TextOptions
+from shared.parts import TextOptions
 from shared.sampling import NUM_SEEDS, SamplingParams
 
 # Far above any context or vocabulary, far below what a tensor index can hold.

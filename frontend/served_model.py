@@ -6,7 +6,7 @@ from typing import Any
 from frontend.decoding import quoted
 from shared.config import FrontendConfig, is_local_path
 from shared.errors import ErrorCode, RequestError
-from shared.messages import ModelFacts
+from shared.parts import ModelFacts
 
 # What the predecessor and fine-tuning tutorials call the only model of a server.
 _GENERIC_NAMES = frozenset({"model", "base"})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from frontend.events import Accepted, PromptRead, TextAdded
-from shared.messages import ScoredToken, TopToken
+from shared.parts import ScoredToken, TopToken
 
 
 @dataclass

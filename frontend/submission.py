@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.messages import Prompt, TextOptions
+from shared.parts import Prompt, TextOptions
 from shared.sampling import SamplingParams
 
 

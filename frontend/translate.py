@@ -20,7 +20,7 @@ from frontend.schemas import (
 from frontend.served_model import ServedModel
 from frontend.submission import Lookup, Submission
 from shared.errors import BadRequest, ErrorCode
-from shared.messages import ChatPrompt, Prompt, TextPrompt
+from shared.parts import ChatPrompt, Prompt, TextPrompt
 
 _Request = TypeVar("_Request", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 

@@ -27,14 +27,11 @@ from shared.messages import (
     Abort,
     Generate,
     Message,
-    ModelFacts,
     RequestFailed,
-    RequestStarted,
-    SequenceEnded,
     StepsAcknowledged,
-    TokenLogprobs,
     TokensSampled,
 )
+from shared.parts import ModelFacts, RequestStarted, SequenceEnded, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 

@@ -6,15 +6,8 @@ It handles what is the same in every room (`AddressBook`, `Stop`) and hands over
 import logging
 
 from shared.config import Identity
-from shared.messages import (
-    AddressBook,
-    Message,
-    ModelFacts,
-    Peer,
-    RoomReady,
-    RoomStarted,
-    Stop,
-)
+from shared.messages import AddressBook, Message, RoomReady, RoomStarted, Stop
+from shared.parts import ModelFacts, Peer
 from shared.sockets import Inbox, Outbox
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult, Tok
 from shared.config import Identity
 from shared.errors import ErrorCode
 from shared.mailbox import Mailbox
-from shared.messages import AddressBook, Message, Peer, Stop
+from shared.messages import AddressBook, Message, Stop
+from shared.parts import Peer
 
 MessageT = TypeVar("MessageT")
 

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from shared import messages
+from shared import messages, parts
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESS_ROOMS = ("frontend", "tokenizer_proc", "gpu_worker")
@@ -282,10 +283,15 @@ def test_torch_stays_in_the_worker(modules: tuple[str, ...], strangers: tuple[st
 # ── messages ─────────────────────────────────────────────────────────────────────────────────────
 
 MESSAGES = typing.get_args(messages.Message)
-OWN_CLASSES = [
-    value for value in vars(messages).values()
-    if isinstance(value, type) and value.__module__ == messages.__name__
-]  # fmt: skip
+
+
+def classes_of(module: ModuleType) -> list[type]:
+    """What the module defines itself."""
+    values = vars(module).values()
+    return [v for v in values if isinstance(v, type) and v.__module__ == module.__name__]
+
+
+PARTS = classes_of(parts)
 
 
 def types_within(annotation: object) -> set[object]:
@@ -293,7 +299,7 @@ def types_within(annotation: object) -> set[object]:
     return {annotation}.union(*map(types_within, typing.get_args(annotation)))
 
 
-@pytest.mark.parametrize("cls", OWN_CLASSES)
+@pytest.mark.parametrize("cls", [*MESSAGES, *PARTS])
 def test_messages_are_frozen_data(cls: type) -> None:
     assert dataclasses.is_dataclass(cls)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -305,15 +311,16 @@ def test_messages_name_sender_and_receiver(cls: type) -> None:
     assert re.match(r"[a-z][a-z, ]* -> [a-z][a-z, >-]*: \S", str(cls.__doc__)), cls.__doc__
 
 
-def test_classes_that_are_no_message_are_parts_of_one() -> None:
-    parts = set[object]().union(
-        *(types_within(hint) for cls in MESSAGES for hint in typing.get_type_hints(cls).values())
-    )
-    assert set(OWN_CLASSES) - set(MESSAGES) <= parts
+def test_messages_and_their_parts_have_a_file_each() -> None:
+    assert set(classes_of(messages)) == set(MESSAGES)
+    hints = [typing.get_type_hints(cls).values() for cls in (*MESSAGES, *PARTS)]
+    used = set[object]().union(*(types_within(hint) for values in hints for hint in values))
+    assert set(PARTS) <= used
 
 
-def test_the_file_of_messages_holds_no_logic_and_stays_short() -> None:
-    path = ROOT / "shared/messages.py"
+@pytest.mark.parametrize("name", ["messages", "parts"])
+def test_the_files_of_messages_hold_no_logic_and_stay_short(name: str) -> None:
+    path = ROOT / f"shared/{name}.py"
     assert not list(functions(path))
     assert len(path.read_text().splitlines()) <= MAX_MESSAGES_LINES
 

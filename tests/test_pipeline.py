@@ -24,16 +24,8 @@ from scheduler.plan import NO_TOKEN, StepPlan, StepResult
 from shared import wire
 from shared.config import Identity
 from shared.errors import ErrorCode, RequestError
-from shared.messages import (
-    CreditGranted,
-    Generate,
-    Message,
-    Prompt,
-    PromptAccepted,
-    TextOptions,
-    TextStart,
-    Tokenize,
-)
+from shared.messages import CreditGranted, Generate, Message, PromptAccepted, Tokenize
+from shared.parts import Prompt, TextOptions, TextStart
 from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, make_scheduler
 from tests.fakes import POISON, SHUTDOWN, FakeMailbox, FormulaRunner, ManualClock, formula

@@ -6,13 +6,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer as Vocabulary
 
-from shared.messages import (
-    ScoredToken,
-    SequenceEnded,
-    TextStart,
-    ThoughtMarks,
-    TokenLogprobs,
-)
+from shared.parts import ScoredToken, SequenceEnded, TextStart, ThoughtMarks, TokenLogprobs
 from tokenizer_proc.incremental import IncrementalDetokenizer
 from tokenizer_proc.stopping import StopMatcher
 from tokenizer_proc.thoughts import Parts, ThoughtSplitter

@@ -15,19 +15,15 @@ from tokenizers import Tokenizer as Vocabulary
 from shared.config import DetokenizerConfig
 from shared.errors import ErrorCode, WireError
 from shared.mailbox import Mailbox, unexpected
-from shared.messages import (
-    Abort,
+from shared.messages import Abort, RequestFailed, StepsAcknowledged, TextProduced, TokensSampled
+from shared.parts import (
     PromptScored,
-    RequestFailed,
     RequestStarted,
     ScoredToken,
     SequenceEnded,
-    StepsAcknowledged,
     TextEnded,
-    TextProduced,
     TextStart,
     TokenLogprobs,
-    TokensSampled,
 )
 from tokenizer_proc.answer import Answer, Piece
 from tokenizer_proc.token_texts import TokenTexts, score_prompt

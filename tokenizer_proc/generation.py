@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shared.errors import BadRequest, ErrorCode
-from shared.messages import (
-    Generate,
-    Prompt,
-    PromptAccepted,
-    TextStart,
-    ThoughtMarks,
-    Tokenize,
-)
+from shared.messages import Generate, PromptAccepted, Tokenize
+from shared.parts import Prompt, TextStart, ThoughtMarks
 from shared.sampling import MAX_PROMPT_LOGPROBS, MAX_STOP_TOKENS, SamplingParams
 from tokenizer_proc.context import too_long
 from tokenizer_proc.prompt import PromptEncoder

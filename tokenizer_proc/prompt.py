@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import BadRequest
-from shared.messages import ChatPrompt, Prompt, TextPrompt
+from shared.parts import ChatPrompt, Prompt, TextPrompt
 from tokenizer_proc.chat import ChatEncoder
 from tokenizer_proc.context import Bound, bound_of
 from tokenizer_proc.fill_in_the_middle import MiddleFiller

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_parsing.response_templates import load_response_template
 
-from shared.messages import ChatPrompt, ThoughtMarks
+from shared.parts import ChatPrompt, ThoughtMarks
 from tokenizer_proc.control_tokens import template_source
 from tokenizer_proc.thoughts import THOUGHT_FIELDS
 

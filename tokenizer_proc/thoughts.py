@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from transformers.utils.chat_parsing import ResponseParser
 
-from shared.messages import ThoughtMarks
+from shared.parts import ThoughtMarks
 
 # The names that makers of models give to thoughts in a response template; all else is the answer.
 THOUGHT_FIELDS = frozenset({"thinking", "reasoning", "reasoning_content"})

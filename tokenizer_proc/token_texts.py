@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from shared.messages import ScoredToken, TextStart, TokenLogprobs, TopToken
+from shared.parts import ScoredToken, TextStart, TokenLogprobs, TopToken
 from tokenizer_proc.incremental import IncrementalDetokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # of SentencePiece's byte fallback

@@ -13,16 +13,8 @@ from typing import Any
 from shared.config import TokenizerConfig
 from shared.errors import ErrorCode, RequestError
 from shared.mailbox import Mailbox, unexpected
-from shared.messages import (
-    Abort,
-    CreditGranted,
-    Decode,
-    Encode,
-    Message,
-    ModelFacts,
-    RequestFailed,
-    Tokenize,
-)
+from shared.messages import Abort, CreditGranted, Decode, Encode, Message, RequestFailed, Tokenize
+from shared.parts import ModelFacts
 from tokenizer_proc.generation import accept
 from tokenizer_proc.loading import load_tokenizer
 from tokenizer_proc.lookup import decoded, encoded

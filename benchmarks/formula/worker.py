@@ -17,7 +17,7 @@ from gpu_worker.worker import Worker
 from scheduler.scheduler import Scheduler
 from shared.config import WorkerConfig
 from shared.mailbox import Mailbox
-from shared.messages import ModelFacts
+from shared.parts import ModelFacts
 
 MAX_MODEL_LEN = 4096  # unless the flags say otherwise
 BLOCKS_PER_ROW = MAX_MODEL_LEN // BLOCK_SIZE

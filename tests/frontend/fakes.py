@@ -15,16 +15,14 @@ from shared.messages import (
     AddressBook,
     CreditGranted,
     Message,
-    ModelFacts,
-    Peer,
     PromptAccepted,
     RequestFailed,
     Stop,
-    TextEnded,
     TextProduced,
     Tokenize,
     WorkerReported,
 )
+from shared.parts import ModelFacts, Peer, TextEnded
 
 MAX_MODEL_LEN = 512
 FACTS = ModelFacts(MAX_MODEL_LEN, {}, {})

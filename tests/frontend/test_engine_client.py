@@ -16,17 +16,15 @@ from frontend.submission import Submission
 from shared.errors import ErrorCode, RequestError, WireError
 from shared.messages import (
     Abort,
-    ChatPrompt,
     CreditGranted,
     Message,
-    Prompt,
     PromptAccepted,
     RequestFailed,
     StepsAcknowledged,
     Stop,
-    TextOptions,
     Tokenize,
 )
+from shared.parts import ChatPrompt, Prompt, TextOptions
 from shared.sampling import SamplingParams
 from tests.frontend.fakes import CACHED_TOKENS, PipeMailbox, make_book, make_report, make_text
 

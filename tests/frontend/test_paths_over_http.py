@@ -10,7 +10,7 @@ from frontend.app import MAX_BODY_BYTES
 from frontend.served_model import ServedModel
 from shared.config import FrontendConfig, ModelConfig
 from shared.errors import ErrorCode, RequestError
-from shared.messages import ModelFacts
+from shared.parts import ModelFacts
 from tests.frontend.conftest import RunningServer, serving
 from tests.frontend.test_chat_over_http import user
 from tests.frontend.test_connection import POST, ask, error_of

@@ -19,12 +19,12 @@ from shared.messages import (
     AddressBook,
     CreditGranted,
     Message,
-    Peer,
     PromptAccepted,
     RoomReady,
     Stop,
     Tokenize,
 )
+from shared.parts import Peer
 from tests.frontend.fakes import make_text
 from tests.waiting import wait_until
 

@@ -20,7 +20,8 @@ from frontend.stream import AnswerStream
 from frontend.translate import Ask
 from shared.config import FrontendConfig, ModelConfig
 from shared.errors import BadRequest, ErrorCode
-from shared.messages import RequestFailed, ScoredToken
+from shared.messages import RequestFailed
+from shared.parts import ScoredToken
 from tests.frontend.conftest import RunningServer
 from tests.frontend.fakes import Piece, make_texts
 

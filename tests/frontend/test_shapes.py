@@ -10,7 +10,7 @@ from frontend.events import Accepted, Event, Finished, PromptRead, TextAdded
 from frontend.responses import Head
 from frontend.shapes import Answer, ChatShape, CompletionShape, Shape
 from frontend.stream import AnswerStream
-from shared.messages import ScoredToken, TopToken
+from shared.parts import ScoredToken, TopToken
 
 HEAD = Head("cmpl-1", 1700000000, "m")
 DONE = Finished(3, 0)

@@ -13,7 +13,8 @@ from frontend.served_model import ServedModel
 from shared import wire
 from shared.config import FrontendConfig, ModelConfig
 from shared.errors import FAILURES, BadRequest, ErrorCode, RequestError
-from shared.messages import ChatPrompt, TextOptions, Tokenize
+from shared.messages import Tokenize
+from shared.parts import ChatPrompt, TextOptions
 from shared.sampling import SamplingParams
 
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)

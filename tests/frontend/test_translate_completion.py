@@ -9,7 +9,7 @@ from frontend import translate
 from frontend.served_model import ServedModel
 from shared.config import FrontendConfig, ModelConfig
 from shared.errors import BadRequest, ErrorCode
-from shared.messages import Prompt, TextPrompt
+from shared.parts import Prompt, TextPrompt
 
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
 RULES = translate.Rules(MODEL, max_choices=8, sampling_defaults={})

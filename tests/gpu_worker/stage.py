@@ -8,15 +8,8 @@ from gpu_worker.runner import Runner
 from gpu_worker.worker import DETOKENIZER, Worker
 from scheduler.plan import StepPlan, StepResult
 from shared.config import Identity
-from shared.messages import (
-    Generate,
-    Message,
-    RequestStarted,
-    SequenceEnded,
-    TextOptions,
-    TextStart,
-    TokensSampled,
-)
+from shared.messages import Generate, Message, TokensSampled
+from shared.parts import RequestStarted, SequenceEnded, TextOptions, TextStart
 from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY, make_scheduler
 from tests.fakes import (

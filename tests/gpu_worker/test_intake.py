@@ -8,7 +8,8 @@ import pytest
 from gpu_worker.intake import IntakeLimits, to_sequence
 from scheduler.sequence import State
 from shared.errors import ErrorCode, RequestError
-from shared.messages import Generate, TextOptions, TextStart
+from shared.messages import Generate
+from shared.parts import TextOptions, TextStart
 from shared.sampling import SamplingParams
 
 LIMITS = IntakeLimits(max_model_len=10, vocab_size=100, end_token_ids=frozenset({1, 2}))

@@ -15,7 +15,7 @@ from scheduler.plan import NO_TOKEN, StepPlan, StepResult
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence, State
 from shared.errors import EXIT_FAILED, FatalError
-from shared.messages import SequenceEnded
+from shared.parts import SequenceEnded
 from tests.builders import GREEDY, make_scheduler
 from tests.fakes import FormulaRunner, formula_answer, formula_score
 from tests.gpu_worker.stage import Stage, expected_answer, generate, make_stage

@@ -12,7 +12,8 @@ from gpu_worker.intake import IntakeLimits, to_sequence
 from gpu_worker.sampler import Sampler
 from scheduler.sequence import Sequence, State
 from shared.config import FrontendConfig, ModelConfig
-from shared.messages import Generate, TextOptions, TextStart
+from shared.messages import Generate
+from shared.parts import TextOptions, TextStart
 from tests.builders import make_admission
 from tests.gpu_worker.sampling import CPU, ask, decode_plan
 

@@ -4,12 +4,8 @@ import inspect
 
 from gpu_worker.worker import DETOKENIZER, Worker
 from shared.errors import ErrorCode
-from shared.messages import (
-    Abort,
-    RequestFailed,
-    RequestStarted,
-    SequenceEnded,
-)
+from shared.messages import Abort, RequestFailed
+from shared.parts import RequestStarted, SequenceEnded
 from tests.builders import END_TOKEN
 from tests.fakes import (
     POISON,

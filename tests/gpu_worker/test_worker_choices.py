@@ -7,7 +7,8 @@ import pytest
 from gpu_worker.intake import to_sequences
 from scheduler.sequence import Sequence
 from shared.errors import ErrorCode
-from shared.messages import Abort, RequestFailed, RequestStarted, SequenceEnded, WorkerReported
+from shared.messages import Abort, RequestFailed, WorkerReported
+from shared.parts import RequestStarted, SequenceEnded
 from tests.builders import GREEDY
 from tests.fakes import POISON
 from tests.gpu_worker.stage import LIMITS, Stage, expected_answer, generate, make_stage

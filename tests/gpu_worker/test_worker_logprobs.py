@@ -8,7 +8,7 @@ from gpu_worker.runner import Runner
 from scheduler.plan import StepPlan, StepResult, TokenScore
 from scheduler.scheduler import Scheduler
 from shared import wire
-from shared.messages import RequestStarted, SequenceEnded, TokenLogprobs
+from shared.parts import RequestStarted, SequenceEnded, TokenLogprobs
 from tests.builders import END_TOKEN, GREEDY
 from tests.fakes import POISON, formula_answer, formula_score
 from tests.gpu_worker.stage import Stage, expected_answer, generate, make_stage

@@ -6,12 +6,7 @@ import pytest
 
 from gpu_worker.reporting import BUSY_INTERVAL_SECONDS, IDLE_INTERVAL_SECONDS
 from gpu_worker.worker import DETOKENIZER, MAX_UNACKNOWLEDGED_STEPS
-from shared.messages import (
-    Abort,
-    CreditGranted,
-    StepsAcknowledged,
-    WorkerReported,
-)
+from shared.messages import Abort, CreditGranted, StepsAcknowledged, WorkerReported
 from tests.builders import GREEDY
 from tests.fakes import (
     SHUTDOWN,

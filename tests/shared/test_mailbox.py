@@ -11,16 +11,8 @@ import pytest
 from shared.config import Identity
 from shared.errors import ErrorCode, FatalError, WireError
 from shared.mailbox import LAUNCHER, Mailbox, unexpected
-from shared.messages import (
-    Abort,
-    AddressBook,
-    Message,
-    ModelFacts,
-    Peer,
-    RoomReady,
-    RoomStarted,
-    Stop,
-)
+from shared.messages import Abort, AddressBook, Message, RoomReady, RoomStarted, Stop
+from shared.parts import ModelFacts, Peer
 from shared.sockets import MAX_PATH_BYTES, Inbox, Outbox
 
 PATIENCE_SECONDS = 5.0  # far more than a local socket needs; a failing test waits this long

@@ -18,7 +18,8 @@ from shared import wire
 from shared.config import Identity, ModelConfig, WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, EXIT_FAILED, ErrorCode
 from shared.mailbox import Mailbox
-from shared.messages import AddressBook, Message, Peer, RoomStarted, Stop
+from shared.messages import AddressBook, Message, RoomStarted, Stop
+from shared.parts import Peer
 from shared.process import ROOM_KINDS, ChildProcess, last_words_path
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,21 +14,23 @@ from shared import wire
 from shared.errors import ErrorCode, WireError
 from shared.messages import (
     Abort,
-    ChatPrompt,
     Generate,
     Message,
+    Stop,
+    TextProduced,
+    Tokenize,
+    TokensSampled,
+    WorkerReported,
+)
+from shared.parts import (
+    ChatPrompt,
     Prompt,
     RequestStarted,
     SequenceEnded,
-    Stop,
     TextEnded,
     TextOptions,
-    TextProduced,
     TextStart,
-    Tokenize,
     TokenLogprobs,
-    TokensSampled,
-    WorkerReported,
 )
 from shared.sampling import MIN_LOGPROB, SamplingParams
 from shared.wire import Codec

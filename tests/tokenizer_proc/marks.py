@@ -1,6 +1,6 @@
 """The marks of most thinking models, as a tokenizer room finds them."""
 
-from shared.messages import ThoughtMarks
+from shared.parts import ThoughtMarks
 
 THINK = ThoughtMarks(
     template={

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from shared.messages import ScoredToken, SequenceEnded, TextOptions, TextStart, TokenLogprobs
+from shared.parts import ScoredToken, SequenceEnded, TextOptions, TextStart, TokenLogprobs
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
 from tokenizer_proc.answer import Answer, Piece
 from tokenizer_proc.token_texts import TokenTexts, score_prompt

@@ -7,18 +7,14 @@ from dataclasses import replace
 import pytest
 
 from shared.config import Identity
-from shared.messages import (
-    Abort,
-    RequestFailed,
+from shared.messages import Abort, RequestFailed, StepsAcknowledged, TextProduced, TokensSampled
+from shared.parts import (
     RequestStarted,
     SequenceEnded,
-    StepsAcknowledged,
     TextEnded,
     TextOptions,
-    TextProduced,
     TextStart,
     TokenLogprobs,
-    TokensSampled,
 )
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.marks import THINK

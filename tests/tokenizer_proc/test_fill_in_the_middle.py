@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from transformers import CodeLlamaTokenizer, PreTrainedTokenizerFast
 
 from shared.errors import BadRequest
-from shared.messages import Prompt, TextPrompt
+from shared.parts import Prompt, TextPrompt
 from tests.tokenizer_proc.prompt_cases import (
     ENCODERS,
     LLAMA,

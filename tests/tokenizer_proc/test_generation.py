@@ -7,15 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import BadRequest
-from shared.messages import (
-    ChatPrompt,
-    Generate,
-    Prompt,
-    PromptAccepted,
-    TextOptions,
-    TextPrompt,
-    Tokenize,
-)
+from shared.messages import Generate, PromptAccepted, Tokenize
+from shared.parts import ChatPrompt, Prompt, TextOptions, TextPrompt
 from shared.sampling import MAX_PROMPT_LOGPROBS, MAX_STOP_TOKENS, SamplingParams
 from tests.builders import GREEDY
 from tests.tokenizer_proc.prompt_cases import ENCODERS, KINDS, LLAMA, byte_fallback, dressed, id_of

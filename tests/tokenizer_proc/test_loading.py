@@ -11,7 +11,7 @@ import transformers
 
 from shared.config import DEMO_DIRECTORY, Identity, ModelConfig, TokenizerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
-from shared.messages import ChatPrompt, Prompt
+from shared.parts import ChatPrompt, Prompt
 from tokenizer_proc.loading import load_tokenizer
 from tokenizer_proc.prompt import PromptEncoder
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import BadRequest
-from shared.messages import ChatPrompt, Decode, Encode, Prompt, TextPrompt
+from shared.messages import Decode, Encode
+from shared.parts import ChatPrompt, Prompt, TextPrompt
 from tests.tokenizer_proc.prompt_cases import (
     CONTROLS,
     ENCODERS,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import BadRequest
-from shared.messages import ChatPrompt, Prompt, TextPrompt
+from shared.parts import ChatPrompt, Prompt, TextPrompt
 from tests.tokenizer_proc.prompt_cases import (
     CONTROLS,
     ENCODERS,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared.config import ModelConfig, TokenizerConfig
-from shared.messages import ChatPrompt
+from shared.parts import ChatPrompt
 from tests.tokenizer_proc.marks import THINK
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer, make_thinking_tokenizer
 from tokenizer_proc.loading import load_tokenizer

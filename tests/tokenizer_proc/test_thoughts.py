@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from shared.messages import (
+from shared.parts import (
     ChatPrompt,
     SequenceEnded,
     TextOptions,

@@ -7,7 +7,6 @@ import pytest
 from shared.config import Identity
 from shared.messages import (
     Abort,
-    ChatPrompt,
     CreditGranted,
     Decode,
     Decoded,
@@ -15,15 +14,11 @@ from shared.messages import (
     Encoded,
     Generate,
     Message,
-    ModelFacts,
-    Peer,
-    Prompt,
     PromptAccepted,
     RequestFailed,
-    TextOptions,
-    TextPrompt,
     Tokenize,
 )
+from shared.parts import ChatPrompt, ModelFacts, Peer, Prompt, TextOptions, TextPrompt
 from tests.builders import GREEDY
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
