@@ -161,7 +161,7 @@ class CompletionShape:
 
     def _add(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
         start = self._offsets.get(index, 0)
-        self._offsets[index] = start + len(text)
+        self._offsets[index] = start + sum(len(token.text) for token in tokens)
         logprobs = _legacy_logprobs(tokens, start) if self._has_logprobs else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
 

@@ -2,10 +2,11 @@
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from benchmarks.formula.formula import START, Formula, advance, key_of
-from scheduler.plan import Chunk, StepPlan, StepResult
+from benchmarks.formula.scores import Likelihoods
+from scheduler.plan import Chunk, StepPlan, StepResult, TokenScore
 
 NOTHING: frozenset[int] = frozenset()
 
@@ -20,6 +21,7 @@ class FormulaRunner:
     def __init__(
         self,
         formula: Formula,
+        likelihoods: Likelihoods,
         *,
         num_blocks: int,
         block_size: int,
@@ -28,12 +30,14 @@ class FormulaRunner:
         note_step: Callable[[float, int], None] = lambda started, num_decodes: None,
     ) -> None:
         self._formula = formula
+        self._likelihoods = likelihoods
         self._block_size = block_size
         self._step_seconds = step_seconds
         self._note_step = note_step  # called with a step's start on the monotonic clock
         self._states = array("Q", bytes(8 * (num_blocks + 1) * block_size))  # by slot
         self._tables: list[list[int]] = [[] for _ in range(max_sequences)]
         self._keys = [0] * max_sequences
+        self._num_told: list[tuple[int | None, int]] = [(None, 0)] * max_sequences
         self._bans = [(0, NOTHING)] * max_sequences  # before as many tokens, these
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -42,18 +46,38 @@ class FormulaRunner:
         self._note_step(started, plan.num_decodes)
         for admission in plan.admissions:
             self._tables[admission.row] = list(admission.cached_blocks)
-            self._keys[admission.row] = key_of(admission.sampling)
+            sampling = admission.sampling
+            self._keys[admission.row] = key_of(sampling)
+            self._num_told[admission.row] = sampling.num_logprobs, sampling.num_prompt_logprobs or 0
             self._bans[admission.row] = (admission.sampling.min_tokens, admission.end_token_ids)
         states = [self._compute(chunk) for chunk in plan.chunks]
-        sampled = tuple(
-            self._sample(chunk, state)
-            for chunk, state in zip(plan.chunks, states, strict=True)
-            if chunk.samples
-        )
+        result = self._result(plan, states)
         rest = started + self._step_seconds - time.monotonic()
         if rest > 0:
             time.sleep(rest)
-        return StepResult(sampled)
+        return result
+
+    def _result(self, plan: StepPlan, states: list[int]) -> StepResult:
+        """Samples after the last token of each chunk, and scores what is to be scored."""
+        ends = [end for end in zip(plan.chunks, states, strict=True) if end[0].samples]
+        sampled = [self._sample(chunk, state) for chunk, state in ends]
+        scores: list[TokenScore | None] = []
+        if any(self._num_told[chunk.row][0] is not None for chunk, _ in ends):
+            scores = [self._score(*end, token) for end, token in zip(ends, sampled, strict=True)]
+        targets = [score for chunk in plan.chunks for score in self._prompt_scores(chunk)]
+        return StepResult(tuple(sampled), scores=tuple(scores), prompt_scores=tuple(targets))
+
+    def _score(self, chunk: Chunk, state: int, token_id: int) -> TokenScore | None:
+        num_told = self._num_told[chunk.row][0]
+        if num_told is None:
+            return None
+        return TokenScore(*self._likelihoods.score(state, token_id, num_told))
+
+    def _prompt_scores(self, chunk: Chunk) -> Iterator[TokenScore]:
+        table, size, num_told = self._tables[chunk.row], self._block_size, self._num_told[chunk.row]
+        for position, token_id in enumerate(chunk.targets, start=chunk.first_scored):
+            state = self._states[table[position // size] * size + position % size]
+            yield TokenScore(*self._likelihoods.score(state, token_id, num_told[1]))
 
     def _compute(self, chunk: Chunk) -> int:
         """Writes the states of a chunk's tokens; returns the last one."""

@@ -9,6 +9,7 @@ from benchmarks.formula.alphabet import alphabet
 from benchmarks.formula.formula import Formula
 from benchmarks.formula.records import WorkerRecord, write_record
 from benchmarks.formula.runner import FormulaRunner
+from benchmarks.formula.scores import Likelihoods
 from benchmarks.formula.settings import FormulaSettings, load_settings
 from gpu_worker.intake import IntakeLimits
 from gpu_worker.kv_cache import BLOCK_SIZE
@@ -47,6 +48,7 @@ def make_worker(
             end_token_id,
             settings.end_probability,
         ),
+        Likelihoods(vocabulary.get_vocab().values()),
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         max_sequences=num_rows,

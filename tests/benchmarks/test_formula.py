@@ -29,7 +29,7 @@ FORMULA = Formula(range(2, 40), END_TOKEN, end_probability=0.1)
 
 def make_runner(**overrides: Any) -> FormulaRunner:
     """A runner for the builders' small schedulers."""
-    return FormulaRunner(FORMULA, **{**SIZES, **overrides})
+    return FormulaRunner(FORMULA, Likelihoods(range(40)), **{**SIZES, **overrides})
 
 
 def make_sequence(name: str, prompt: list[int], sampling: SamplingParams) -> Sequence:
@@ -51,7 +51,7 @@ def serve(scheduler: Scheduler, runner: FormulaRunner, sequences: list[Sequence]
 def again_in_parts(runner: FormulaRunner, plan: StepPlan) -> StepResult:
     middle = len(plan.chunks) // 2
     parts = [plan.part(0, middle), plan.part(middle, len(plan.chunks))]
-    return StepResult(tuple(t for part in parts for t in runner.execute(part).token_ids))
+    return StepResult.joined(runner.execute(part) for part in parts)
 
 
 PROMPTS = st.lists(st.integers(2, 5), min_size=1, max_size=30)
@@ -74,6 +74,20 @@ def test_company_chunks_and_preemption_change_no_answer(
     for sequence, (prompt, sampling) in zip(sequences, requests, strict=True):
         alone = FORMULA.answer(prompt, 20, sampling, ENDS)
         assert sequence.token_ids == [*prompt, *alone]
+
+
+@pytest.mark.parametrize("length", [1, 3, 30])
+def test_a_scored_prompt_has_the_scores_of_its_states(length: int) -> None:
+    prompt = [2 + position % 7 for position in range(length)]
+    sampling = SamplingParams(1, num_logprobs=2, num_prompt_logprobs=3)
+    scheduler = make_scheduler(prefix_caching=True, **SIZES)
+    sequence = make_sequence("a", prompt, sampling)
+    serve(scheduler, make_runner(), [sequence])
+    likelihoods, state, expected = Likelihoods(range(40)), START, []
+    for token_id, following in pairwise(prompt):
+        state = advance(state, token_id)
+        expected.append(likelihoods.score(state, following, 3))
+    assert list(sequence.take_prompt_scores()) == expected
 
 
 def test_such_a_crowd_is_preempted_and_shares_its_prompts() -> None:

@@ -22,7 +22,7 @@ from tests.e2e.server import RunningServer
 
 pytestmark = pytest.mark.e2e
 # The rooms behind the frontend do not all do yet what it asks of them.
-HAS_LOGPROBS = False  # from the worker
+HAS_LOGPROBS = True  # from the worker
 HAS_TEXT_PROMPTS = True  # in the tokenizer
 
 STREAM_OPTIONS = st.sampled_from([{}, {"include_usage": False}, {"include_usage": True}])
