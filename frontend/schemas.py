@@ -15,6 +15,7 @@ from shared.sampling import (
     MAX_PENALTY,
     MAX_REPETITION_PENALTY,
     MAX_STOP_TOKENS,
+    MAX_TEMPERATURE,
     MIN_REPETITION_PENALTY,
 )
 
@@ -90,7 +91,7 @@ class SamplingFields(Struct, frozen=True, kw_only=True):
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None

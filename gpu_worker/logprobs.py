@@ -68,9 +68,9 @@ class Computed(NamedTuple):
 
 def read(passes: list[Computed]) -> StepResult:
     """The result of the step whose parts these forward passes computed; waits for the device."""
-    if not any(computed.scores or computed.prompt_scores for computed in passes):
-        (computed,) = passes
-        return StepResult(tuple(computed.token_ids.tolist()))
+    first = passes[0]
+    if len(passes) == 1 and not first.scores and not first.prompt_scores:
+        return StepResult(tuple(first.token_ids.tolist()))
     numbers = iter(torch.cat([computed.flat() for computed in passes]).tolist())
     return StepResult.joined(computed.read(numbers) for computed in passes)
 
@@ -129,8 +129,6 @@ class Scorer:
         self, logits: torch.Tensor, targets: torch.Tensor, chunks: tuple[Chunk, ...]
     ) -> tuple[Scores, ...]:
         """The scores of the targets [S] of these chunks; `logits` is [S, V]."""
-        if not len(targets):
-            return ()
         counts = tuple(
             self._prompt_counts[chunk.row] for chunk in chunks for _ in range(len(chunk.targets))
         )
@@ -177,4 +175,6 @@ def prompt_tiles(plan: StepPlan, vocab_size: int, block_size: int) -> list[StepP
     A prompt's logits are far larger than all else in a step: at a vocabulary of 128,000, half a
     mebibyte a token.
     """
+    if plan.num_decodes == len(plan.chunks):
+        return [plan]
     return [*plan.tiles(max(1, _PROMPT_LOGITS // vocab_size), block_size)]

@@ -166,7 +166,8 @@ class Detokenizer:
             key = AnswerKey(start.request_id, choice)
             cached = started.cached_tokens
             self._answers[key] = Answer(start, self._vocabulary, self._texts, cached)
-        if start.scored_token_ids:
+        # A sequence that failed within its prompt has no scores; its end says so.
+        if len(started.prompt_logprobs) == len(start.scored_token_ids) - 1:
             self._score_prompt(start, started.prompt_logprobs, worker_id)
 
     def _score_prompt(

@@ -12,7 +12,7 @@ from gpu_worker.attention.backend import AttentionBackend
 from gpu_worker.batch import Batch, Rows, prepare
 from gpu_worker.cuda_graphs import DecodeGraphs, GraphDevice, padding_row
 from gpu_worker.kv_cache import BLOCK_SIZE
-from gpu_worker.logprobs import Computed, Scorer, prompt_tiles, read
+from gpu_worker.logprobs import Computed, Scorer, Scores, prompt_tiles, read
 from gpu_worker.paged_attention import bind
 from gpu_worker.rope import SequenceAngles
 from gpu_worker.sampler import Sampler
@@ -66,12 +66,15 @@ class CausalLM:
         self._sampler.observe(plan)
         batch = prepare(plan, self._rows, self._model.device)
         host_rows = [chunk.row for chunk in plan.chunks if chunk.samples]
-        to_sample, to_score = self._logits(batch).tensor_split([len(host_rows)])  # [N, V], [S, V]
+        logits = self._logits(batch)  # [N + S, V]
+        prompt_scores: tuple[Scores, ...] = ()
+        if len(logits) > len(host_rows):
+            logits, to_score = logits.tensor_split([len(host_rows)])
+            prompt_scores = self._scorer.score_prompts(to_score, batch.targets, plan.chunks)
         token_ids = self._sampler.sample(
-            to_sample, batch.sampled_rows, batch.output_indices, host_rows
+            logits, batch.sampled_rows, batch.output_indices, host_rows
         )
-        asking, scores = self._scorer.score_sampled(to_sample, token_ids, host_rows)
-        prompt_scores = self._scorer.score_prompts(to_score, batch.targets, plan.chunks)
+        asking, scores = self._scorer.score_sampled(logits, token_ids, host_rows)
         return Computed(token_ids, asking, scores, prompt_scores)
 
     def _logits(self, batch: Batch) -> torch.Tensor:

@@ -93,7 +93,7 @@ def test_a_stream_tells_the_same_tokens(client: openai.OpenAI) -> None:
 
 def test_the_helper_of_the_client_collects_a_stream_of_two(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
-        model="demo", messages=messages(), n=2, seed=5, temperature=1.0, logprobs=True, max_tokens=9
+        model="demo", messages=messages(), n=2, seed=5, temperature=0.5, logprobs=True
     ) as events:
         pieces = ["", ""]
         for event in events:

@@ -10,7 +10,7 @@ from scheduler.sequence import State
 from shared.errors import ErrorCode, RequestError
 from shared.messages import Generate
 from shared.parts import TextOptions, TextStart
-from shared.sampling import SamplingParams
+from shared.sampling import MAX_PROMPT_LOGPROBS, SamplingParams
 
 LIMITS = IntakeLimits(max_model_len=10, vocab_size=100, end_token_ids=frozenset({1, 2}))
 SAMPLING = SamplingParams(seed=5, temperature=0.5)
@@ -138,7 +138,9 @@ def test_an_answer_and_its_prompt_are_told_with_as_many_logprobs_as_asked() -> N
         assert to_sequence(replace(asked, sampling=sampling), LIMITS).sampling == sampling
 
 
-@pytest.mark.parametrize(("number", "length"), [(20, 9_523), (0, 200_000)])
+@pytest.mark.parametrize(
+    ("number", "length"), [(20, MAX_PROMPT_LOGPROBS // 21), (0, MAX_PROMPT_LOGPROBS)]
+)
 def test_a_prompt_is_told_with_so_many_logprobs_at_most(number: int, length: int) -> None:
     limits = replace(LIMITS, max_model_len=300_000)
     assert to_sequence(scoring(number, (5,) * length), limits).num_to_score == length - 1
