@@ -7,6 +7,8 @@ Gumbel-max trick in its exponential form picks argmax(p / e) with e ~ Exp(1): a 
 
 import torch
 
+from gpu_worker.best import best_tokens
+
 # Multipliers and shifts of splitmix64 (Steele et al., 2014, "Fast splittable pseudorandom number
 # generators"), written as signed 64-bit integers because torch has no unsigned arithmetic.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -42,7 +44,7 @@ def draw(
     """Samples one column of each row, [N] int64; the last three as in `exponential`."""
     noise = exponential(seeds, output_indices, hashes)
     # The largest p / e is the largest log p - log e.
-    return torch.sub(logits, noise.log_(), out=noise).max(-1).indices
+    return best_tokens(torch.sub(logits, noise.log_(), out=noise))[1]
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

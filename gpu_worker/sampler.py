@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from gpu_worker import noise
+from gpu_worker.best import best_tokens
 from gpu_worker.bias import Biased, Biases
 from gpu_worker.penalties import Penalized, Penalties
 from gpu_worker.tiles import rows_at_once
@@ -125,7 +126,7 @@ class Sampler:
             self._penalties.apply(logits, rows, tile.penalized)
         if tile.biased is not None:
             self._biases.apply(logits, output_indices, tile.biased)
-        best, token_ids = logits.max(-1)  # of a row with a NaN it is NaN
+        best, token_ids = best_tokens(logits)  # of a row with a NaN it is NaN
         for group in tile.groups:
             sampled = self._sample_group(group, group.of(logits), group.of(output_indices))
             if group.positions is None:
