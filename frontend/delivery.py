@@ -18,15 +18,13 @@ from frontend import responses, stream
 from frontend.engine_client import EngineClient
 from frontend.events import Accepted, Failed, Finished, PromptRead, TextAdded
 from frontend.generation import Generation
+from frontend.pulse import Pulse, WriteStalledError
 from frontend.responses import Head
 from frontend.shapes import Answer, ChatShape, CompletionShape, Shape
 from frontend.stream import AnswerStream
 from frontend.translate import Ask
 
 logger = logging.getLogger(__name__)
-
-WRITE_STALL_SECONDS = 30.0  # a client that reads nothing for so long has gone
-KEEP_ALIVE_SECONDS = 15.0  # proxies close connections that are silent for 30 to 60 seconds
 
 _STREAM_HEADERS = {
     "content-type": stream.MEDIA_TYPE,
@@ -58,15 +56,15 @@ class Delivery:
         accepted = await generation.accepted()
         include_usage = self._framing.include_usage
         chunks = AnswerStream(head, self._shape(accepted), accepted, include_usage=include_usage)
-        await _start(send, self._headers(_STREAM_HEADERS))
-        if opening := chunks.opening():
-            await _write(send, opening, is_last=False)
-        written_at = time.monotonic()
-        while not chunks.is_over:
-            data = await _next_chunks(generation, chunks, written_at)
-            if data:
-                await _write(send, data, is_last=chunks.is_over)
-                written_at = time.monotonic()
+        with Pulse(send, on_silence=generation.nudge) as pulse:
+            await _start(pulse, self._headers(_STREAM_HEADERS))
+            if opening := chunks.opening():
+                await _write(pulse, opening, is_last=False)
+            while not chunks.is_over:
+                events = await generation.next_events()
+                data = chunks.encode(events) if events else stream.KEEP_ALIVE
+                if data:
+                    await _write(pulse, data, is_last=chunks.is_over)
 
     async def _answer_whole(self, generation: Generation, head: Head, send: Send) -> None:
         accepted = await generation.accepted()
@@ -75,8 +73,9 @@ class Delivery:
         finished = await _collect(generation, shape, answers)
         body = responses.whole(head, shape, accepted, answers, finished)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        await _start(send, self._headers(headers))
-        await _write(send, body, is_last=True)
+        with Pulse(send, on_silence=_nothing) as pulse:
+            await _start(pulse, self._headers(headers))
+            await _write(pulse, body, is_last=True)
 
     def _shape(self, accepted: list[Accepted]) -> Shape:
         has_logprobs, num_choices = self._framing.has_logprobs, self._wanted.num_choices
@@ -90,10 +89,6 @@ class Delivery:
         if not self._framing.ignored_fields:
             return dict(headers)
         return {**headers, "x-ignored-fields": self._framing.ignored_fields}
-
-
-class WriteStalledError(Exception):
-    """The client has not taken a byte for `WRITE_STALL_SECONDS`."""
 
 
 async def run_until_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
@@ -115,16 +110,6 @@ async def _wait_until_gone(receive: Receive) -> None:
         pass  # the rest of a body that was read already
 
 
-async def _next_chunks(generation: Generation, chunks: AnswerStream, written_at: float) -> bytes:
-    """What is to be written next; nothing while text is held back or thoughts are left out."""
-    try:
-        async with asyncio.timeout(written_at + KEEP_ALIVE_SECONDS - time.monotonic()):
-            events = await generation.next_events()
-    except TimeoutError:
-        return stream.KEEP_ALIVE
-    return chunks.encode(events)
-
-
 async def _collect(generation: Generation, shape: Shape, answers: list[Answer]) -> Finished:
     """Fills the answers, each at its choice's number."""
     while True:
@@ -142,18 +127,14 @@ async def _collect(generation: Generation, shape: Shape, answers: list[Answer]) 
                     raise RuntimeError(f"{generation.request_id}: unexpected {event}")
 
 
-async def _start(send: Send, headers: Mapping[str, str]) -> None:
+async def _start(pulse: Pulse, headers: Mapping[str, str]) -> None:
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await _send(send, {"type": "http.response.start", "status": 200, "headers": encoded})
+    await pulse.send({"type": "http.response.start", "status": 200, "headers": encoded})
 
 
-async def _write(send: Send, data: bytes, *, is_last: bool) -> None:
-    await _send(send, {"type": "http.response.body", "body": data, "more_body": not is_last})
+async def _write(pulse: Pulse, data: bytes, *, is_last: bool) -> None:
+    await pulse.send({"type": "http.response.body", "body": data, "more_body": not is_last})
 
 
-async def _send(send: Send, message: Any) -> None:
-    try:
-        async with asyncio.timeout(WRITE_STALL_SECONDS):
-            await send(message)
-    except TimeoutError as error:
-        raise WriteStalledError from error
+def _nothing() -> None:
+    """A body in one piece has nothing to say in between."""

@@ -45,17 +45,19 @@ class Generation:
         self._failed: Failed | None = None
         self._pending: list[Event] = []
         self._changed = asyncio.Event()
+        self._is_nudged = False
 
     def push(self, event: Event, prompt: int = 0) -> None:
         """The ledger's sink. Several pushes before the consumer runs are one wake-up."""
         if self._failed is not None:
             return
         match event:
+            case TextAdded():  # first, as there is one for every token
+                first = prompt * self._num_choices
+                event = event._replace(choice=first + event.choice) if first else event
+                self._pending.append(event)
             case Accepted():
                 self._accepted[prompt] = event
-            case TextAdded():
-                choice = prompt * self._num_choices + event.choice
-                self._pending.append(dataclasses.replace(event, choice=choice))
             case PromptRead():
                 self._pending.append(dataclasses.replace(event, prompt=prompt))
             case Finished():
@@ -77,12 +79,18 @@ class Generation:
         return [self._accepted[prompt] for prompt in range(self._num_prompts)]
 
     async def next_events(self) -> list[Event]:
-        """Waits until there is something, and returns all of it, in order."""
-        while not self._pending:
+        """Waits until there is something, and returns all of it, in order; after a nudge, []."""
+        while not self._pending and not self._is_nudged:
             self._changed.clear()
             await self._changed.wait()
+        self._is_nudged = False
         events, self._pending = self._pending, []
         return events
+
+    def nudge(self) -> None:
+        """Lets the consumer go on, with nothing if nothing has come."""
+        self._is_nudged = True
+        self._changed.set()
 
     async def found(self) -> TokensFound | TextFound:
         """Waits for the outcome of a lookup; raises RequestError when it fails."""

@@ -8,9 +8,10 @@ overtake the acceptance, because two rooms send them: it waits in `Entry.early`.
 delivery, so the ledger does: a dead owner, a gap or the deadline ends a request.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from frontend.events import (
     Aborted,
@@ -48,8 +49,7 @@ LEGAL_TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
-@dataclass(frozen=True)
-class Life:
+class Life(NamedTuple):
     """One life of one room."""
 
     room: str
@@ -64,8 +64,7 @@ class Abandoned:
     rooms: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """One answer's part of a `TextProduced`."""
 
     worker: Life
@@ -233,15 +232,16 @@ class Ledger:
         for request_id, row in rows:
             entry = self._entries.get(request_id)
             if entry is not None:
-                abandoned |= {orphan.request_id: orphan for orphan in self._take_row(entry, row)}
+                for orphan in self._take_row(entry, row):
+                    abandoned[request_id] = orphan
             elif row.end is None:
                 abandoned.setdefault(request_id, Abandoned(request_id, (row.worker.room,)))
         return list(abandoned.values())
 
-    def _take_row(self, entry: Entry, row: _Row) -> list[Abandoned]:
+    def _take_row(self, entry: Entry, row: _Row) -> Sequence[Abandoned]:
         if entry.state is State.TOKENISING:
             entry.early.append(row)
-            return []
+            return ()
         if entry.state is not State.RUNNING or not entry.expects(row):
             return self._abandon([entry], _lost())
         entry.next_seqs[row.choice] += 1
@@ -250,7 +250,7 @@ class Ledger:
         entry.sink(_text_added(row))
         if row.end is not None:
             self._end_answer(entry, row, row.end)
-        return []
+        return ()
 
     def _end_answer(self, entry: Entry, row: _Row, end: TextEnded) -> None:
         del entry.next_seqs[row.choice]
@@ -301,7 +301,7 @@ def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
         strict=True,
     )
     for request_id, choice, seq, text, thoughts, num_tokens, tokens in columns:
-        end = ends.get((request_id, choice))
-        prompt = prompts.pop(request_id, ())
+        end = ends.get((request_id, choice)) if ends else None
+        prompt = prompts.pop(request_id, ()) if prompts else ()
         row = _Row(worker, choice, seq, text, thoughts, num_tokens, tokens, prompt, end)
         yield request_id, row

@@ -1,8 +1,7 @@
 """Measures one request from arrival to outcome: its metrics and its one line in the log."""
 
 import logging
-from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from frontend.events import (
     Aborted,
@@ -20,8 +19,7 @@ from frontend.metrics import RequestTimes
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Progress:
+class _Progress(NamedTuple):
     """How far one answer is."""
 
     num_tokens: int
@@ -43,14 +41,14 @@ class Meter:
     def observe(self, event: Event, now: float) -> None:
         """Takes the next event."""
         match event:
+            case TextAdded():  # first, as there is one for every token
+                self._count_tokens(event.choice, event.completion_tokens, now)
+                self._finish_reason = event.finish_reason or self._finish_reason
             case Accepted():
                 self._prompt_tokens = event.prompt_tokens
                 self._times.prompt_tokens.inc(event.prompt_tokens)
             case PromptRead() | TokensFound() | TextFound():
                 pass  # costs no answer any time
-            case TextAdded():
-                self._count_tokens(event.choice, event.completion_tokens, now)
-                self._finish_reason = event.finish_reason or self._finish_reason
             case Finished(_, cached_tokens):
                 self._times.cached_tokens.inc(cached_tokens)
                 self._end(self._finish_reason, self._finish_reason, now)
@@ -70,9 +68,9 @@ class Meter:
             self._first_token_at = now
             self._times.first_token.observe(now - self._started_at)
         if before is not None:
-            self._times.inter_token.observe((now - before.last_token_at) / num_new)
+            self._times.tokens.observe_gap((now - before.last_token_at) / num_new)
         self._answers[choice] = _Progress(completion_tokens, now)
-        self._times.generation_tokens.inc(num_new)
+        self._times.tokens.num_tokens += num_new
 
     @property
     def _num_completion_tokens(self) -> int:

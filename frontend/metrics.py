@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from frontend.tallies import TokenTallies
 from shared.messages import WorkerReported
 
 MEDIA_TYPE = "text/plain; version=0.0.4"  # of the text format that `render` writes
@@ -44,6 +45,11 @@ class _Families:
     def histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         family = Histogram(name, text, _LABELS, registry=self._registry, buckets=buckets)
         return family.labels(*self._values)
+
+    def token_tallies(self, buckets: tuple[float, ...]) -> TokenTallies:
+        tallies = TokenTallies(_LABELS, self._values, buckets)
+        self._registry.register(tallies)
+        return tallies
 
     def counters(self, name: str, text: str, label: str) -> Callable[[str], Counter]:
         """One counter for each value of one more label."""
@@ -105,12 +111,9 @@ class RequestTimes:
         self.cached_tokens = make.counter(
             "vllm:prompt_tokens_cached", "Prompt tokens whose keys and values were cached."
         )
-        self.generation_tokens = make.counter("vllm:generation_tokens", "Tokens generated.")
+        self.tokens = make.token_tallies(_INTER_TOKEN)
         self.first_token = make.histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN
-        )
-        self.inter_token = make.histogram(
-            "vllm:inter_token_latency_seconds", "From one token to the next.", _INTER_TOKEN
         )
         self.whole = make.histogram(
             "vllm:e2e_request_latency_seconds", "Arrival to outcome.", _WHOLE_REQUEST

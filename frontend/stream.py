@@ -17,6 +17,7 @@ from frontend.shapes import Answer, Shape
 MEDIA_TYPE = "text/event-stream; charset=utf-8"
 KEEP_ALIVE = b": keep-alive\n\n"
 _DONE = b"data: [DONE]\n\n"
+_MARK = "\0"  # stands for a text
 
 
 class AnswerStream:
@@ -29,14 +30,20 @@ class AnswerStream:
         self._shape = shape
         self._accepted = accepted
         self._include_usage = include_usage
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by choice: see `_frame`
         self.is_over = False
 
     def opening(self) -> bytes:
         """What comes before any text."""
         return b"".join(map(self._chunk, self._shape.opening()))
 
-    def encode(self, events: Iterable[Event]) -> bytes:
+    def encode(self, events: Sequence[Event]) -> bytes:
         """The chunks of these events; an answer's neighbouring text is one, held-back text none."""
+        if len(events) == 1 and isinstance(events[0], TextAdded) and _is_plain(events[0]):
+            return self._text(events[0])
+        return self._encode(events)
+
+    def _encode(self, events: Iterable[Event]) -> bytes:
         added: dict[int, Answer] = {}
         before = after = b""
         for event in events:
@@ -54,6 +61,21 @@ class AnswerStream:
                     raise ValueError(f"{event} has no chunk")
         self.is_over = bool(after)
         return b"".join((before, *self._pieces(added), *self._ends(added), after))
+
+    def _text(self, event: TextAdded) -> bytes:
+        """The chunk of one piece of nothing but text: what nearly all chunks of a stream are."""
+        if not event.text:
+            return b""
+        before, after = self._frames.get(event.choice) or self._frame(event.choice)
+        return before + orjson.dumps(event.text) + after
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        """What stands before and after the text in a chunk of this choice."""
+        choice = self._shape.piece(index, Answer(texts=[_MARK]))
+        assert choice is not None, "text is always shown"
+        before, _, after = self._chunk(choice).rpartition(orjson.dumps(_MARK))
+        self._frames[index] = before, after
+        return before, after
 
     def _pieces(self, added: dict[int, Answer]) -> Iterator[bytes]:
         for index, answer in added.items():
@@ -76,6 +98,10 @@ class AnswerStream:
         if self._include_usage:
             chunk["usage"] = None
         return _sse(chunk)
+
+
+def _is_plain(event: TextAdded) -> bool:
+    return not (event.tokens or event.thoughts or event.finish_reason)
 
 
 def _sse(body: dict[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from frontend import delivery
+from frontend import pulse
 from shared.errors import ErrorCode
 from shared.messages import RequestFailed
 from tests.frontend.conftest import RunningServer
@@ -145,7 +145,7 @@ def fill_the_connection(ready: RunningServer, request_id: str) -> None:
 def test_a_client_that_reads_nothing_is_let_go(
     ready: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "WRITE_STALL_SECONDS", 0.2)
+    monkeypatch.setattr(pulse, "WRITE_STALL_SECONDS", 0.2)
     client, request_id = open_request(ready, "start abc", stream=True)
     with contextlib.closing(client):
         fill_the_connection(ready, request_id)
@@ -176,7 +176,7 @@ def test_text_that_comes_while_a_stream_is_open_is_sent(ready: RunningServer) ->
 def test_a_silent_stream_is_kept_alive(
     ready: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(pulse, "KEEP_ALIVE_SECONDS", 0.05)
     client, request_id = open_request(ready, "start abc", stream=True)
     with contextlib.closing(client), client.makefile("rb") as lines:
         while lines.readline() != b": keep-alive\n":

@@ -11,7 +11,7 @@ import openai
 import orjson
 import pytest
 
-from frontend import delivery, responses, translate
+from frontend import pulse, responses, translate
 from frontend.events import Accepted, Event, Finished, TextAdded
 from frontend.responses import Head
 from frontend.served_model import ServedModel
@@ -251,7 +251,7 @@ def thinking_on(ready: RunningServer, request_id: str) -> Iterator[None]:
 def test_thoughts_that_are_left_out_do_not_let_the_connection_fall_asleep(
     ready: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(pulse, "KEEP_ALIVE_SECONDS", 0.1)
     body = {
         "messages": [{"role": "user", "content": "start ~Hm"}],
         "stream": True,

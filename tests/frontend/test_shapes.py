@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
+import pytest
 
 from frontend import responses
 from frontend.events import Accepted, Event, Finished, PromptRead, TextAdded
@@ -139,3 +140,16 @@ def test_every_choice_of_every_prompt_begins_with_its_echo() -> None:
     for choice in chunks(completion(num_choices=2, echo=True), [*ends, DONE], accepted):
         texts[choice["index"]] += choice["text"]
     assert list(texts.values()) == ["ab0", "ab1", "xy2", "xy3"]
+
+
+@pytest.mark.parametrize("shape", [ChatShape(2, has_logprobs=False), completion(num_choices=2)])
+@pytest.mark.parametrize("text", ["a", "\0", 'é"\n\\', ""])
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_a_piece_of_text_alone_is_the_chunk_that_it_is_in_company(
+    shape: Shape, text: str, include_usage: bool
+) -> None:
+    stream = AnswerStream(HEAD, shape, [Accepted(2)], include_usage=include_usage)
+    for choice in (1, 0):
+        event = TextAdded(choice, text, 1)
+        nothing = TextAdded(choice, "", 1)
+        assert stream.encode([event]) == stream.encode([event, nothing])
