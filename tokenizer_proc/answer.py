@@ -40,7 +40,7 @@ class Answer:
         self.stop_reason: str | int | None = None
         self._start = start
         self._detokenizer = IncrementalDetokenizer(
-            vocabulary, start.prompt_tail, start.options.skips_special_tokens
+            vocabulary, start.prompt_tail, start.options.skips_special_tokens, texts.silent
         )
         self._stops = StopMatcher(start.options.stop)
         self._scores = _Scores(texts)
@@ -95,7 +95,9 @@ class Answer:
 
     def _search(self, text: str) -> str:
         """The part of the newest token's text that no stop string can take back."""
-        return text if self.num_tokens <= self._start.min_tokens else self._stops.add(text)
+        if not self._start.options.stop or self.num_tokens <= self._start.min_tokens:
+            return text
+        return self._stops.add(text)
 
 
 class _Thoughts:
@@ -154,6 +156,8 @@ class _Scores:
 
         A token without text goes with the next that has some.
         """
+        if not self._waiting:  # as always where no logprobs are wanted
+            return ()
         taken: list[ScoredToken] = []
         self._num_out += num_characters
         while self._waiting and len(self._waiting[0].text) <= self._num_out > 0:

@@ -24,10 +24,15 @@ class IncrementalDetokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_tail: Sequence[int], skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_tail: Sequence[int],
+        skip_special_tokens: bool = True,
+        silent: dict[tuple[int, bool], bool] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._silent = {} if silent is None else silent
         spoken = [token_id for token_id in prompt_tail if self._speaks(token_id)]
         num_whole = self._num_whole_tokens(spoken)
         self._context = spoken[:num_whole]  # their text is out and ends in a whole character
@@ -83,8 +88,11 @@ class IncrementalDetokenizer:
         return text[num_said:]
 
     def _speaks(self, token_id: int) -> bool:
-        # Twice, because some decoders strip the space of a first token and would leave nothing.
-        return self._decode([token_id, token_id]) != ""
+        key = (token_id, self._skip_special_tokens)
+        if key not in self._silent:
+            # Twice, because some decoders strip the space of a first token and would leave nothing.
+            self._silent[key] = self._decode([token_id, token_id]) == ""
+        return not self._silent[key]
 
     def _num_whole_tokens(self, token_ids: list[int]) -> int:
         """How many of the ids give text that ends in a whole character."""

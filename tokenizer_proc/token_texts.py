@@ -29,6 +29,7 @@ class TokenTexts:
     """The texts of a vocabulary's tokens, each looked up once."""
 
     def __init__(self, vocabulary: Tokenizer) -> None:
+        self.silent: dict[tuple[int, bool], bool] = {}  # what `IncrementalDetokenizer` has found
         self._vocabulary = vocabulary
         self._known: dict[int, tuple[str, tuple[int, ...]]] = {}
 
