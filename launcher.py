@@ -42,6 +42,9 @@ logger = logging.getLogger("launcher")
 STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the other rooms
 PROFILE_SECONDS = 60.0  # for the worker to write what --torch-profiling has recorded
 FIRST_EPOCH = 1
+# How far a tokenizer steps back where cores are few: a long prompt may wait, everybody's next token
+# should not. See setpriority(2).
+TOKENIZER_NICENESS = 10
 
 
 @dataclass
@@ -117,6 +120,8 @@ class Launcher:
             stdin=subprocess.DEVNULL,
             pass_fds=[self._listener.fileno()] if identity.kind == "frontend" else [],
         )
+        if identity.kind == "tokenizer":
+            os.setpriority(os.PRIO_PROCESS, process.pid, TOKENIZER_NICENESS)
         pidfd = os.pidfd_open(process.pid)
         self._poll.register(pidfd, select.POLLIN)
         self._children[identity.room] = Child(identity, process, pidfd)

@@ -1,7 +1,7 @@
 """What tokenizing prompts of a megabyte does to streams that run: it should do nothing.
 
 The ceiling is the same server without those prompts, in the same run. Steps of 20 ms that wait, as
-for a GPU; the tokenizers are niced from outside. Goals: the interval between two steps grows to at
+for a GPU; the launcher has the tokenizers step back. Goals: the interval between two steps grows to at
 most 1.05 times at the median and 1.3 times at the 99th percentile; the frontend's event loop is
 late by at most 20 ms at the 99th percentile.
 
@@ -27,7 +27,7 @@ import psutil
 from benchmarks.formula.records import FrontendRecord, WorkerRecord, read_record
 from benchmarks.formula.running import running_formula
 from benchmarks.formula.settings import FormulaSettings
-from benchmarks.raw_http import NICENESS, Reply, be_modest, connect, percentile, post, run
+from benchmarks.raw_http import Reply, be_modest, connect, percentile, post, run
 from tests.e2e.server import RunningServer
 
 STEP_MS = 20.0
@@ -146,8 +146,6 @@ def measure(num_streams: int, seconds: float, *, admitted: bool) -> dict[str, An
         settings = FormulaSettings(step_ms=STEP_MS, record=directory)
         with running_formula(*flags, settings=settings) as server:
             be_modest()
-            for room in _tokenizers(server):
-                room.nice(NICENESS)
             phases = run(interfere(server, num_streams, seconds))
             server.stop()
         steps = read_record(directory, WorkerRecord)

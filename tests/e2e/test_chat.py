@@ -153,6 +153,11 @@ def test_only_worker_and_tokenizer_hold_torch(demo_server: RunningServer) -> Non
     assert not loaded & {"launcher", "frontend-0", "detokenizer-0"}
 
 
+def test_tokenizers_let_the_other_rooms_go_first(demo_server: RunningServer) -> None:
+    niceness = {name: room.nice() for name, room in demo_server.children().items()}
+    assert niceness["tokenizer-0"] > niceness["worker-0"] == niceness["frontend-0"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "named"),
     [
