@@ -1,8 +1,8 @@
 """What tokenizing prompts of a megabyte does to streams that run: it should do nothing.
 
 The ceiling is the same server without those prompts, in the same run. Steps of 20 ms that wait, as
-for a GPU; the launcher has the tokenizers step back. Goals: the interval between two steps grows to at
-most 1.05 times at the median and 1.3 times at the 99th percentile; the frontend's event loop is
+for a GPU; the launcher has the tokenizers step back. Goals: the interval between two steps grows to
+at most 1.05 times at the median and 1.3 times at the 99th percentile; the frontend's event loop is
 late by at most 20 ms at the 99th percentile.
 
 The prompts are a little longer than the context, so they are tokenized whole and then refused; with
