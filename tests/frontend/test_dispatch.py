@@ -21,6 +21,8 @@ def prompt(request_id: str) -> Tokenize:
         echo=False,
         text=TextOptions(),
         sampling=SamplingParams(seed=1),
+        max_tokens_param="max_tokens",
+        max_prompt_scores=100,
         num_choices=1,
         cache_salt="",
     )
@@ -39,7 +41,7 @@ def dispatch(**credits: int) -> Dispatch:
 
 def taken(made: Dispatch, count: int = 9) -> list[tuple[str, str]]:
     """Which tokenizer gets which request, until nothing more can be sent."""
-    found = []
+    found: list[tuple[str, str]] = []
     while len(found) < count and (pair := made.take(BOTH)) is not None:
         found.append((pair[0].room, pair[1].request_id))
     return found
