@@ -198,6 +198,7 @@ BAD_BODIES = [
         "messages[0].function_call",
         ErrorCode.UNSUPPORTED_PARAMETER,
     ),
+    ({"messages": HELLO, "stop": ["a", ""]}, "stop[1]", ErrorCode.INVALID_VALUE),
     ([1], None, ErrorCode.INVALID_TYPE),
 ]
 
@@ -208,7 +209,6 @@ BAD_VALUES = [
     ("max_completion_tokens", 0, ErrorCode.INVALID_VALUE),
     ("stream", "yes", ErrorCode.INVALID_TYPE),
     ("stop", "", ErrorCode.INVALID_VALUE),
-    ("stop", ["a", ""], ErrorCode.INVALID_VALUE),
     ("stop", ["a"] * 17, ErrorCode.INVALID_VALUE),
     ("stop", "x" * 257, ErrorCode.INVALID_VALUE),
     ("stop", 5, ErrorCode.INVALID_TYPE),
