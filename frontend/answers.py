@@ -1,4 +1,4 @@
-"""The shapes of what is answered, for `/openapi.json` alone: what is sent is built where it is sent.
+"""The shapes of what is answered, for `/openapi.json` alone: what is sent is built elsewhere.
 
 The tests hold real answers against them, with no field more and none less. A field that is UNSET
 here is one that some answers lack.
@@ -134,7 +134,7 @@ class ChatCompletionChunk(Envelope, kw_only=True):
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
 
 
 # ── completions ──────────────────────────────────────────────────────────────────────────────────
@@ -182,7 +182,7 @@ class CompletionChunk(Envelope, kw_only=True):
 
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
 
 
 # ── the tokenizer, and models ────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ import orjson
 from shared.errors import BadRequest, ErrorCode
 
 _MAX_QUOTED_CHARACTERS = 200
+_ROUNDED = -(2.0**63)  # what orjson makes of integers just below 64 bits, which are out of range
 _INTEGER_LISTS = 2  # integers stand in lists of lists at most
 _T = TypeVar("_T")
 
@@ -61,7 +62,7 @@ def quoted(text: str) -> str:
 
 def _with_integers(value: Any, depth: int) -> Any:
     """The value with whole numbers as integers, in lists within so many lists."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and value != _ROUNDED:
         return int(value)
     if isinstance(value, list) and depth:
         return [_with_integers(item, depth - 1) for item in value]

@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping
 
 from frontend import decoding
-from frontend.schemas import TOKEN_ID_PATTERN, SamplingFields
+from frontend.schemas import ID_PATTERN, SamplingFields
 from shared.errors import BadRequest
 from shared.parts import TextOptions
 from shared.sampling import NUM_SEEDS, SamplingParams
 
 # Far above any context or vocabulary, far below what a tensor index can hold.
 MANY = 2**31 - 1
-_TOKEN_ID = re.compile(TOKEN_ID_PATTERN)
+_TOKEN_ID = re.compile(ID_PATTERN)
 
 # What a request means that does not say, where the model's makers do not say either (OpenAI).
 _OPENAI_DEFAULTS: dict[str, float] = {

@@ -37,12 +37,12 @@ Penalty = Annotated[float, Meta(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
 TokenId = Annotated[int, Meta(ge=0, le=_INT31)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]  # of one prompt
-TOKEN_ID_PATTERN = "0|[1-9][0-9]{0,9}"  # one spelling for each, so that none comes twice
+ID_PATTERN = "0|[1-9][0-9]{0,9}"  # one spelling for each, so that none comes twice
 Biases = Annotated[
     dict[str, Bias],
     Meta(
         max_length=MAX_BIASED_TOKENS,
-        extra_json_schema={"propertyNames": {"pattern": f"^({TOKEN_ID_PATTERN})$"}},
+        extra_json_schema={"propertyNames": {"pattern": f"^({ID_PATTERN})$"}},
     ),
 ]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -60,7 +60,9 @@ Prompts = Annotated[
         },
     ),
 ]
-Null = Annotated[Any, Meta(extra_json_schema={"type": "null"})]  # refused with a sentence of its own
+Null = Annotated[
+    Any, Meta(extra_json_schema={"type": "null"})
+]  # refused with a sentence of its own
 NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 
 

@@ -10,27 +10,34 @@ from collections import Counter
 from typing import Any
 
 import httpx
-import jsonschema_rs
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode, Response
+from schemathesis.core import NotSet
 from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation
 
 from frontend import app
 from frontend.openapi import document, endpoints
 from shared.errors import FAILURES
+from tests.e2e.documented import Operation
+from tests.e2e.drawn_requests import chats, completions
 from tests.e2e.server import RunningServer
 
 pytestmark = pytest.mark.e2e
 
+Drawn = APIOperation[Any, Any, Any, Any]
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 FEW, MANY = 50, 500
+STREAM = {"stream": True}
+COUNTED = STREAM | {"stream_options": {"include_usage": True}}
 EXAMPLES = settings(
     derandomize=True,
     database=None,
     deadline=None,
+    phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),  # how fast requests are drawn is not ours to mend
 )
 LABELS = endpoints(document(app._HANDLERS, (), max_choices=1))
@@ -42,6 +49,7 @@ KNOWN_ERRORS = {
 SCHEMA_CODES = {None, "invalid_type", "missing_required_parameter", "empty_array"}
 # Where a valid value may be refused: what the loaded model or another field's value forbids.
 BEYOND_JSON_SCHEMA = {
+    "model",  # is served here
     "prompt",  # ids of the vocabulary, at least one token, no more than the context
     "tokens",
     "logit_bias",
@@ -60,65 +68,28 @@ BEYOND_JSON_SCHEMA = {
 class Checker:
     """Judges the answers to the requests of one operation, and counts them."""
 
-    def __init__(self, operation: APIOperation[Any, Any, Any, Any], whole: dict[str, Any]) -> None:
+    def __init__(self, operation: Drawn) -> None:
         self.seen: Counter[int] = Counter()
-        self._components = {"components": whole["components"]}
-        described = operation.definition.raw
-        self._answers = described["responses"]["200"]["content"]
-        self._body = None
-        if "requestBody" in described:
-            content = described["requestBody"]["content"]["application/json"]
-            self._body = self._validator(content["schema"])
+        self._documented = documentation(operation)
 
-    def check(self, case: Case, response: Response) -> None:
+    def check(self, case: Case[Any], response: Response) -> None:
         """Every answer is one that the document promises for this request."""
         self.seen[response.status_code] += 1
         if response.status_code == 200:
-            assert self._is_valid(case)
-            self._check_answer(response)
+            assert self._is_allowed(case)
+            self._documented.check(response.headers["content-type"][0], response.text)
         else:
             error = checked_error(response)
-            assert error["code"] == "model_not_found" or self._may_refuse(case, error), error
+            field = (error["param"] or "").partition(".")[0]
+            is_beyond = field in BEYOND_JSON_SCHEMA and error["code"] not in SCHEMA_CODES
+            assert is_beyond or not self._is_allowed(case), error
 
-    def _may_refuse(self, case: Case, error: dict[str, Any]) -> bool:
-        field = (error["param"] or "").partition(".")[0]
-        is_beyond = field in BEYOND_JSON_SCHEMA and error["code"] not in SCHEMA_CODES
-        return is_beyond or not self._is_valid(case)
-
-    def _is_valid(self, case: Case) -> bool:
-        if self._body is None:
-            return True
+    def _is_allowed(self, case: Case[Any]) -> bool:
+        body = None if isinstance(case.body, NotSet) else case.body
         try:
-            body = json.loads(case.body) if isinstance(case.body, bytes) else case.body
-        except ValueError:
+            return self._documented.allows(json.loads(body) if isinstance(body, bytes) else body)
+        except ValueError:  # it is not JSON
             return False
-        return self._body.is_valid(body)
-
-    def _check_answer(self, response: Response) -> None:
-        kind = response.headers["content-type"][0].partition(";")[0]
-        validator = self._validator(self._answers[kind]["schema"], is_strict=True)
-        if kind == "text/event-stream":
-            *events, done, rest = response.text.split("\n\n")
-            assert (done, rest) == ("data: [DONE]", "")
-            for event in events:
-                validator.validate(json.loads(event.removeprefix("data: ")))
-        elif kind == "application/json":
-            validator.validate(response.json())
-
-    def _validator(self, schema: dict[str, Any], *, is_strict: bool = False) -> Any:
-        whole = {**schema, **self._components}
-        return jsonschema_rs.Draft202012Validator(closed(whole) if is_strict else whole)
-
-
-def closed(schema: Any) -> Any:
-    """The same, where an object has no field that is not described."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {name: closed(value) for name, value in schema.items()}
-    is_shape = schema.get("type") == "object" and "properties" in schema
-    return {**inner, "additionalProperties": False} if is_shape else inner
 
 
 def checked_error(response: Response) -> dict[str, Any]:
@@ -136,7 +107,7 @@ def checked_error(response: Response) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def operations(formula_server: RunningServer) -> dict[str, APIOperation[Any, Any, Any, Any]]:
+def operations(formula_server: RunningServer) -> dict[str, Drawn]:
     """The operations that the server's document describes, each under its main path."""
     served = httpx.get(f"{formula_server.url}/openapi.json").json()
     schema = schemathesis.openapi.from_dict(served)
@@ -145,15 +116,19 @@ def operations(formula_server: RunningServer) -> dict[str, APIOperation[Any, Any
     return {operation.label: operation for operation in found if operation.label in LABELS}
 
 
-def drive(
-    operation: APIOperation[Any, Any, Any, Any], url: str, mode: GenerationMode, examples: int
-) -> Counter[int]:
+def documentation(operation: Drawn) -> Operation:
+    """What the server's document says of an operation."""
+    return Operation(operation.schema.raw_schema, operation.method, operation.path)
+
+
+def drive(operation: Drawn, url: str, mode: GenerationMode, examples: int) -> Counter[int]:
     """Sends as many requests; returns how often each status was answered."""
-    checker = Checker(operation, operation.schema.raw_schema)
+    checker = Checker(operation)
 
     @settings(EXAMPLES, max_examples=examples)
     @given(case=operation.as_strategy(generation_mode=mode))
-    def ask(case: Case) -> None:
+    def ask(case: Case[Any]) -> None:
+        note(case.as_curl_command())
         checker.check(case, case.call(base_url=url))
 
     ask()
@@ -173,6 +148,30 @@ def test_what_the_document_forbids_is_refused(
     operations: Any, formula_server: RunningServer, label: str
 ) -> None:
     assert drive(operations[label], formula_server.url, NEGATIVE, FEW)[400]
+
+
+@pytest.mark.parametrize(
+    ("label", "drawn"),
+    [("POST /v1/chat/completions", chats), ("POST /v1/completions", completions)],
+)
+def test_answers_of_every_kind_have_their_documented_shape(
+    operations: Any, formula_server: RunningServer, label: str, drawn: Any
+) -> None:
+    documented = documentation(operations[label])
+    seen: Counter[int] = Counter()
+    with httpx.Client(base_url=formula_server.url) as http:
+
+        @settings(EXAMPLES, max_examples=FEW)
+        @given(body=drawn(has_logprobs=True), framing=st.sampled_from([{}, STREAM, COUNTED]))
+        def ask(body: dict[str, Any], framing: dict[str, Any]) -> None:
+            response = http.post(operations[label].path, json=body | framing)
+            seen[response.status_code] += 1
+            if response.status_code == 200:
+                assert documented.allows(body | framing)
+                documented.check(response.headers["content-type"], response.text)
+
+        ask()
+    assert seen[200] > FEW / 2
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ BAD_VALUES = [
     ("top_k", -2, ErrorCode.INVALID_VALUE),
     ("seed", "x", ErrorCode.INVALID_TYPE),
     ("seed", 2**63, ErrorCode.INVALID_VALUE),
+    ("seed", -(2**63) - 1, ErrorCode.INVALID_TYPE),
     ("seed", 10**30, ErrorCode.INVALID_VALUE),
     ("logit_bias", {"abc": 1}, ErrorCode.INVALID_VALUE),
     ("logit_bias", {"-1": 1}, ErrorCode.INVALID_VALUE),
