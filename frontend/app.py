@@ -46,11 +46,12 @@ def build_app(service: Service) -> ASGIApp:
     """Returns the whole application as one ASGI callable."""
     config = service.config
     keys, public_paths = Keys(config.api_keys), _public_paths(config)
+    described = document(_HANDLERS, public_paths, service.max_choices)
     litestar = Litestar(
         route_handlers=_HANDLERS,
         exception_handlers=EXCEPTION_HANDLERS,
         request_max_body_size=MAX_BODY_BYTES,
-        state=State({"service": service, "openapi": document(_HANDLERS, public_paths)}),
+        state=State({"service": service, "openapi": described}),
         openapi_config=None,
         logging_config=None,
     )

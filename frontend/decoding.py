@@ -12,6 +12,8 @@ import orjson
 from shared.errors import BadRequest, ErrorCode
 
 _MAX_QUOTED_CHARACTERS = 200
+_ROUNDED = -(2.0**63)  # what orjson makes of integers just below 64 bits, which are out of range
+_INTEGER_LISTS = 2  # integers stand in lists of lists at most
 _T = TypeVar("_T")
 
 _MISSING = re.compile(r"^Object missing required field `(.+)`$")
@@ -37,7 +39,14 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def convert(parsed: dict[str, Any], shape: type[_T]) -> _T:
-    """Returns the request in this shape, or raises BadRequest naming the field."""
+    """Returns the request in this shape, or raises BadRequest naming the field.
+
+    A whole number is an integer however it is written: JSON does not tell 8.0 from 8.
+    """
+    try:
+        return msgspec.convert(parsed, shape)
+    except msgspec.ValidationError:
+        parsed = {name: _with_integers(value, _INTEGER_LISTS) for name, value in parsed.items()}
     try:
         return msgspec.convert(parsed, shape)
     except msgspec.ValidationError as error:
@@ -49,6 +58,15 @@ def quoted(text: str) -> str:
     if len(text) <= _MAX_QUOTED_CHARACTERS:
         return f"'{text}'"
     return f"'{text[:_MAX_QUOTED_CHARACTERS]}…'"
+
+
+def _with_integers(value: Any, depth: int) -> Any:
+    """The value with whole numbers as integers, in lists within so many lists."""
+    if isinstance(value, float) and value.is_integer() and value != _ROUNDED:
+        return int(value)
+    if isinstance(value, list) and depth:
+        return [_with_integers(item, depth - 1) for item in value]
+    return value
 
 
 def _bad_request(complaint: str) -> BadRequest:

@@ -1,17 +1,19 @@
 """The API as an OpenAPI 3.1 document, made of what serves: routes, and the structs that validate.
 
 A route says of itself in its decorator what the framework cannot know: `body`, the `Fields` of its
-request, `answers`, the media types of its response, and `public`, where it needs no key.
+request, `answers`, the shape of its response by media type, and `public`, where it needs no key.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
+from frontend.answers import ErrorBody
+from frontend.combinations import COMBINATIONS
 from frontend.descriptions import FIELDS
 from frontend.fields import Fields
 from frontend.version import VERSION
@@ -33,23 +35,13 @@ _EXAMPLES: dict[str, Json] = {  # by the name of the body's struct
 }
 
 
-class ErrorDetail(Struct):
-    """What went wrong."""
+def document(
+    handlers: Iterable[HTTPRouteHandler], public_paths: Collection[str], max_choices: int
+) -> Json:
+    """The whole document, with each path of each route; those that are not public need a key.
 
-    message: str
-    type: str
-    param: str | None  # the path of the field
-    code: str | None
-
-
-class ErrorBody(Struct):
-    """The body of every error, on every route."""
-
-    error: ErrorDetail
-
-
-def document(handlers: Iterable[HTTPRouteHandler], public_paths: Collection[str]) -> Json:
-    """The whole document, with each path of each route; those that are not public need a key."""
+    `max_choices` is the most answers to one request that this server makes.
+    """
     routes = list(handlers)
     paths: dict[str, Json] = {}
     for handler in routes:
@@ -68,7 +60,7 @@ def document(handlers: Iterable[HTTPRouteHandler], public_paths: Collection[str]
         },
         "paths": paths,
         "components": {
-            "schemas": _schemas(handler.opt["body"] for handler in routes if "body" in handler.opt),
+            "schemas": _schemas(routes, max_choices),
             "responses": {f"Error{status}": _error_response(status) for status in _statuses()},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -115,8 +107,11 @@ def _operation(handler: HTTPRouteHandler, method: str, path: str, *, is_locked: 
 
 
 def _responses(handler: HTTPRouteHandler, is_locked: bool) -> Json:
-    kinds = handler.opt.get("answers", ("application/json",))
-    answer = {"description": "The answer.", "content": {kind: {"schema": {}} for kind in kinds}}
+    answers = handler.opt.get("answers", {"application/json": None})
+    content = {kind: {"schema": _ref(shape) if shape else {}} for kind, shape in answers.items()}
+    streams = "text/event-stream" in answers
+    description = "The answer; of a stream each event but `[DONE]`." if streams else "The answer."
+    answer = {"description": description, "content": content}
     statuses = set(_statuses()) if "body" in handler.opt else set(_GET_STATUSES)
     statuses -= set() if is_locked else {401}
     errors = {str(s): {"$ref": f"#/components/responses/Error{s}"} for s in sorted(statuses)}
@@ -125,7 +120,7 @@ def _responses(handler: HTTPRouteHandler, is_locked: bool) -> Json:
 
 def _request_body(fields: Fields) -> Json:
     name = fields.shape.__name__
-    content: Json = {"schema": {"$ref": _REF.format(name=name)}}
+    content: Json = {"schema": _ref(fields.shape)}
     if name in _EXAMPLES:
         content["example"] = _EXAMPLES[name]
     neutral = "; ".join(
@@ -141,17 +136,36 @@ def _request_body(fields: Fields) -> Json:
     return {"required": True, "description": description, "content": body}
 
 
-def _schemas(bodies: Iterable[Fields]) -> Json:
-    shapes: list[type[Struct]] = [fields.shape for fields in bodies]
-    _, schemas = msgspec.json.schema_components([*shapes, ErrorBody], ref_template=_REF)
-    for shape in shapes:
-        schema = schemas[shape.__name__]
-        required = schema.get("required", ())
-        schema["properties"] = {
-            name: _described(name, field if name in required else _or_null(field))
-            for name, field in schema["properties"].items()
-        }
+def _ref(shape: type[Struct]) -> Json:
+    return {"$ref": _REF.format(name=shape.__name__)}
+
+
+def _schemas(handlers: Sequence[HTTPRouteHandler], max_choices: int) -> Json:
+    bodies: list[Fields] = [handler.opt["body"] for handler in handlers if "body" in handler.opt]
+    answers = [shape for h in handlers for shape in h.opt.get("answers", {}).values() if shape]
+    shapes: list[type[Struct]] = [*(fields.shape for fields in bodies), *answers, ErrorBody]
+    _, schemas = msgspec.json.schema_components(shapes, ref_template=_REF)
+    for name, rules in COMBINATIONS.items():
+        schemas[name]["allOf"] = [*rules]
+    for fields in bodies:
+        _complete(schemas[fields.shape.__name__], fields, max_choices)
     return schemas
+
+
+def _complete(schema: Json, fields: Fields, max_choices: int) -> None:
+    """Adds to a body what its struct does not say."""
+    properties, required = schema["properties"], schema.get("required", ())
+    if "n" in properties:
+        properties["n"]["maximum"] = max_choices
+    schema["properties"] = {
+        name: _described(name, field if name in required else _or_null(field))
+        for name, field in properties.items()
+    }
+    neutral = {
+        name: {"enum": [*values, None]} for name, values in sorted(fields.neutral_values.items())
+    }
+    if neutral:
+        schema["allOf"].append({"properties": neutral})
 
 
 def _described(name: str, schema: Json) -> Json:
@@ -169,10 +183,9 @@ def _or_null(schema: Json) -> Json:
 def _error_response(status: int) -> Json:
     codes = [code for code, failure in FAILURES.items() if failure.status == status]
     shown = [code.value for code in codes if FAILURES[code].shows_code]
-    schema = {"$ref": _REF.format(name=ErrorBody.__name__)}
     response: Json = {
         "description": f"Code: {', '.join(shown) or 'null'}.",
-        "content": {"application/json": {"schema": schema}},
+        "content": {"application/json": {"schema": _ref(ErrorBody)}},
     }
     if any(FAILURES[code].retry_after_seconds for code in codes):
         text = "Seconds after which to try again."

@@ -15,7 +15,7 @@ from frontend.version import VERSION
 _PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
-@get(["/", "/v1"], public=True, answers=("application/json", "text/html"))
+@get(["/", "/v1"], public=True, answers={"application/json": None, "text/html": None})
 async def show_front_door(request: ApiRequest) -> Response[bytes]:
     """HTML when the caller asks for it, else JSON."""
     if "text/html" in request.headers.get("accept", ""):

@@ -36,7 +36,7 @@ async def show_version() -> dict[str, str]:
     return {"version": VERSION}
 
 
-@get(["/metrics", "/v1/metrics"], answers=("text/plain",))
+@get(["/metrics", "/v1/metrics"], answers={"text/plain": None})
 async def show_metrics(request: ApiRequest) -> Response[bytes]:
     """The page that Prometheus scrapes."""
     return Response(service_of(request).metrics.render(), media_type=metrics.MEDIA_TYPE)

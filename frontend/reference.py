@@ -30,7 +30,7 @@ async def show_openapi(request: ApiRequest) -> Response[bytes]:
     return Response(document, media_type="application/json")
 
 
-@get(["/docs", "/v1/docs"], answers=("text/html",))
+@get(["/docs", "/v1/docs"], answers={"text/html": None})
 async def show_docs(request: ApiRequest) -> Response[bytes]:
     """The API as a page to read."""
     page = "".join(_page(request.app.state.openapi)).encode()

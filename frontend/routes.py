@@ -9,6 +9,16 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from frontend import fields, translate
+from frontend.answers import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    ModelCard,
+    ModelList,
+    Text,
+    Tokens,
+)
 from frontend.delivery import Delivery
 from frontend.events import TextFound, TokensFound
 from frontend.lookup import LookupDelivery
@@ -16,14 +26,12 @@ from frontend.service import ApiRequest, service_of
 from frontend.translate import Ask, Rules
 from shared.errors import ErrorCode, RequestError
 
-_WHOLE_OR_STREAM = ("application/json", "text/event-stream")
-
 
 @post(
     ["/v1/chat/completions", "/chat/completions"],
     status_code=200,
     body=fields.CHAT,
-    answers=_WHOLE_OR_STREAM,
+    answers={"application/json": ChatCompletion, "text/event-stream": ChatCompletionChunk},
 )
 async def create_chat_completion(request: ApiRequest) -> ASGIApp:
     """Answers a conversation, whole or as a stream."""
@@ -34,14 +42,19 @@ async def create_chat_completion(request: ApiRequest) -> ASGIApp:
     ["/v1/completions", "/completions"],
     status_code=200,
     body=fields.COMPLETION,
-    answers=_WHOLE_OR_STREAM,
+    answers={"application/json": Completion, "text/event-stream": CompletionChunk},
 )
 async def create_completion(request: ApiRequest) -> ASGIApp:
     """Continues one or several texts, whole or as a stream."""
     return await _delivery(request, translate.completion)
 
 
-@post(["/v1/tokenize", "/tokenize"], status_code=200, body=fields.TOKENIZE)
+@post(
+    ["/v1/tokenize", "/tokenize"],
+    status_code=200,
+    body=fields.TOKENIZE,
+    answers={"application/json": Tokens},
+)
 async def tokenize(request: ApiRequest) -> ASGIApp:
     """The token ids of a text or a conversation."""
     _require_json(request)
@@ -59,7 +72,12 @@ async def tokenize(request: ApiRequest) -> ASGIApp:
     return LookupDelivery(service.engine, wanted, body)
 
 
-@post(["/v1/detokenize", "/detokenize"], status_code=200, body=fields.DETOKENIZE)
+@post(
+    ["/v1/detokenize", "/detokenize"],
+    status_code=200,
+    body=fields.DETOKENIZE,
+    answers={"application/json": Text},
+)
 async def detokenize(request: ApiRequest) -> ASGIApp:
     """The text of token ids, under the names that vLLM, SGLang and llama.cpp give it."""
     _require_json(request)
@@ -73,13 +91,16 @@ async def detokenize(request: ApiRequest) -> ASGIApp:
     return LookupDelivery(service.engine, wanted, body)
 
 
-@get(["/v1/models", "/models"])
+@get(["/v1/models", "/models"], answers={"application/json": ModelList})
 async def list_models(request: ApiRequest) -> dict[str, Any]:
     """The one model, as a list."""
     return {"object": "list", "data": [_card(request)]}
 
 
-@get(["/v1/models/{model_id:path}", "/models/{model_id:path}"])
+@get(
+    ["/v1/models/{model_id:path}", "/models/{model_id:path}"],
+    answers={"application/json": ModelCard},
+)
 async def retrieve_model(request: ApiRequest, model_id: FromPath[str]) -> dict[str, Any]:
     """The model under its name or an alias; ids hold slashes, so the path is a path."""
     service_of(request).model.require(model_id.removeprefix("/"))

@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping
 
 from frontend import decoding
-from frontend.schemas import MAX_STOP_CHARACTERS, MAX_STOPS, SamplingFields
+from frontend.schemas import ID_PATTERN, SamplingFields
 from shared.errors import BadRequest
 from shared.parts import TextOptions
 from shared.sampling import NUM_SEEDS, SamplingParams
 
 # Far above any context or vocabulary, far below what a tensor index can hold.
 MANY = 2**31 - 1
-_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # one spelling for each, so that none comes twice
+_TOKEN_ID = re.compile(ID_PATTERN)
 
 # What a request means that does not say, where the model's makers do not say either (OpenAI).
 _OPENAI_DEFAULTS: dict[str, float] = {
@@ -60,24 +60,14 @@ def text_options(
     request: SamplingFields, *, only_scores_prompt: bool = False, splits_thoughts: bool = False
 ) -> TextOptions:
     """How the answer becomes text."""
+    stop = request.stop
     return TextOptions(
-        stop=_stop(request.stop),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         includes_stop=request.include_stop_str_in_output or request.no_stop_trim,
         skips_special_tokens=request.skip_special_tokens,
         only_scores_prompt=only_scores_prompt,
         splits_thoughts=splits_thoughts,
     )
-
-
-def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > MAX_STOPS:
-        raise BadRequest(f"'stop' takes at most {MAX_STOPS} strings.", "stop")
-    for text in stops:
-        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
-            sentence = f"Each string of 'stop' has 1 to {MAX_STOP_CHARACTERS} characters."
-            raise BadRequest(sentence, "stop")
-    return stops
 
 
 def _logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:

@@ -37,13 +37,39 @@ Penalty = Annotated[float, Meta(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
 TokenId = Annotated[int, Meta(ge=0, le=_INT31)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]  # of one prompt
+ID_PATTERN = "0|[1-9][0-9]{0,9}"  # one spelling for each, so that none comes twice
+Biases = Annotated[
+    dict[str, Bias],
+    Meta(
+        max_length=MAX_BIASED_TOKENS,
+        extra_json_schema={"propertyNames": {"pattern": f"^({ID_PATTERN})$"}},
+    ),
+]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Truncation = Annotated[int, Meta(ge=-1, le=_INT31, extra_json_schema={"not": {"const": 0}})]
+# A list is of strings, of the token ids of one prompt, or of several prompts' token ids.
+Prompts = Annotated[
+    list[str | TokenId | TokenIds],
+    Meta(
+        min_length=1,
+        extra_json_schema={
+            "anyOf": [
+                {"items": {"type": "integer"}},
+                {"items": {"type": ["string", "array"]}, "maxItems": MAX_PROMPTS},
+            ]
+        },
+    ),
+]
+Null = Annotated[
+    Any, Meta(extra_json_schema={"type": "null"})
+]  # refused with a sentence of its own
 NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 
 
 class ContentPart(Struct, frozen=True):
     """One part of a message's content; kinds other than `text` and `refusal` are refused."""
 
-    type: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "refusal"]})]
     text: str | None = None
     refusal: str | None = None
 
@@ -74,15 +100,20 @@ class ChatMessage(Struct, frozen=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    function_call: Any = None
-    audio: Any = None
+    function_call: Null = None
+    audio: Null = None
+
+
+Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class StreamOptions(Struct, frozen=True):
     """How a stream is framed."""
 
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
+    continuous_usage_stats: Annotated[
+        bool | None, Meta(extra_json_schema={"enum": [False, None]})
+    ] = None
 
 
 class SamplingFields(Struct, frozen=True, kw_only=True):
@@ -100,26 +131,26 @@ class SamplingFields(Struct, frozen=True, kw_only=True):
     ) = None
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASED_TOKENS)] = {}
+    logit_bias: Biases = {}
     min_tokens: Annotated[int, Meta(ge=0)] = 0
     ignore_eos: bool = False
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)] = []
     seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Meta(ge=1)] = 1
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARACTERS)] | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     no_stop_trim: bool = False  # SGLang's name for the same
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=_INT31)] | None = None
-    truncate: Annotated[int, Meta(ge=-1, le=_INT31)] | None = None  # the predecessor's name
+    truncate_prompt_tokens: Truncation | None = None
+    truncate: Truncation | None = None  # the predecessor's name
     add_special_tokens: bool | None = None
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Messages
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool = False
@@ -131,14 +162,13 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     separate_reasoning: bool = True
     include_reasoning: bool = True
     tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] = []
-    tool_choice: Any = None
+    tool_choice: Annotated[Any, Meta(extra_json_schema={"enum": ["none", "auto"]})] = None
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     """The body of POST /v1/completions."""
 
-    # A list is of strings, of the token ids of one prompt, or of several prompts' token ids.
-    prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(min_length=1)]
+    prompt: str | Prompts
     suffix: str | None = None
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None
@@ -152,7 +182,7 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
 
     prompt: str | None = None
     content: str | None = None  # llama.cpp's name for the same
-    messages: Annotated[list[ChatMessage], Meta(max_length=MAX_MESSAGES)] | None = None
+    messages: Messages | None = None
     model: str | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None

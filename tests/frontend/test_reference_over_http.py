@@ -19,6 +19,8 @@ from shared.errors import FAILURES
 from tests.frontend.conftest import RunningServer, serving
 from tests.frontend.fakes import MAX_MODEL_LEN
 from tests.frontend.test_chat_over_http import user
+from tests.frontend.test_translate import BAD_BODIES, BAD_VALUES
+from tests.frontend.test_translate_sampling import BAD_VALUES as BAD_SAMPLING
 
 KEY = "sk-first"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -28,6 +30,16 @@ BODIES = {
     "/v1/tokenize": fields.TOKENIZE,
     "/v1/detokenize": fields.DETOKENIZE,
 }
+# Refused for what another field says, the last message, or the depth of arguments in a string.
+BEYOND_JSON_SCHEMA = ("min_tokens", "continue_final_message", "arguments")
+REFUSED = [
+    *(body for body, param, _ in BAD_BODIES if not str(param).endswith(BEYOND_JSON_SCHEMA)),
+    *(
+        {"messages": user("x"), name: value}
+        for name, value, _ in (*BAD_VALUES, *BAD_SAMPLING)
+        if name not in BEYOND_JSON_SCHEMA
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +101,17 @@ def test_a_body_is_the_struct_that_validates(
     jsonschema_rs.validate(whole, {**nulls, **content["example"]})
     for name in (*known.neutral_values, *known.without_effect):
         assert name in body["description"]
+
+
+@pytest.mark.parametrize("body", REFUSED)
+def test_what_is_refused_is_forbidden_by_the_document(
+    document: dict[str, Any], body: dict[str, Any]
+) -> None:
+    schema = {
+        **document["components"]["schemas"]["ChatRequest"],
+        "components": document["components"],
+    }
+    assert not jsonschema_rs.is_valid(schema, body)
 
 
 def test_every_description_is_of_a_field() -> None:

@@ -107,7 +107,7 @@ def test_bad_values(given: dict[str, Any], param: str, code: ErrorCode) -> None:
     [
         ({}, "prompt"),
         ({"prompt": "a", "content": "b"}, "content"),
-        ({"prompt": "a", "messages": []}, "messages"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "messages"),
     ],
 )
 def test_one_thing_is_tokenized_at_a_time(given: dict[str, Any], param: str) -> None:
