@@ -31,7 +31,12 @@ from shared.errors import EXIT_FAILED, ErrorCode, FatalError
 from shared.launching import flags, preflight
 from shared.launching.environment import child_environment, usable_environment
 from shared.launching.listener import is_open_to_others, open_listener
-from shared.launching.run_directory import PROGRAM, open_run_directory, remove_leftovers
+from shared.launching.run_directory import (
+    PROGRAM,
+    open_run_directory,
+    remove_leftovers,
+    write_private,
+)
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import AddressBook, RoomReady, RoomStarted, Stop
 from shared.parts import ModelFacts, Peer
@@ -113,7 +118,7 @@ class Launcher:
             dataclasses.asdict(dataclasses.replace(config, identity=identity)),
         )
         path = Path(self._run_directory) / f"{identity.room}.{identity.epoch}.json"
-        path.write_bytes(wire.to_json(child))
+        write_private(path, wire.to_json(child))  # it holds the API keys
         process = subprocess.Popen(
             self._command(identity, path),
             env=child_environment(identity.kind, os.environ),

@@ -3,12 +3,13 @@
 Every refusal is one sentence that names the model type; `docs/models.md` lists them for users.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from shared.checkpoint_errors import MEND
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
 # Types whose answers over the paged cache are tested to equal `generate()`'s; any other type must
@@ -42,6 +43,11 @@ _REFUSED = {
 }  # fmt: skip
 # What stock code calls the layers that attend through the interface.
 _ATTENTION_LAYERS = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+# What every decoder has at least one of, in the names of all families.
+_SIZES = frozenset({
+    "head_dim", "hidden_size", "n_embd", "n_head", "n_layer", "num_attention_heads",
+    "num_hidden_layers", "num_key_value_heads", "vocab_size",
+})  # fmt: skip
 # RoPE whose angles follow from the position, and RoPE that `rope.py` makes follow from it.
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn", "proportional", "dynamic", "longrope"}
 
@@ -82,6 +88,19 @@ def refuse_contradiction(
                 f"says {found}; leave the flag out or choose another --hf-model",
                 EXIT_CONFIGURATION,
             )
+
+
+def refuse_impossible_sizes(hf_model: str, stated: Mapping[str, Any]) -> None:
+    """Raises FatalError for a config.json that has none of what a decoder is made of.
+
+    `stated` is the file as it is: transformers divides by some of these before it looks at them.
+    """
+    nested = stated.get("text_config")
+    for part in (stated, nested if isinstance(nested, dict) else {}):
+        for name in _SIZES & part.keys():
+            if isinstance(part[name], int) and part[name] < 1:
+                reason = f"{name} is {part[name]} in its config.json, and must be at least 1"
+                raise FatalError(f"--hf-model {hf_model}: {reason}; {MEND}", EXIT_CONFIGURATION)
 
 
 def refuse_unsupported(config: PreTrainedConfig) -> None:

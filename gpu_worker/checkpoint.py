@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
 from gpu_worker.memory import free_bytes
+from shared.checkpoint_errors import MEND
 from shared.config import ModelConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
@@ -67,6 +69,25 @@ def check_memory(weights: Weights, hf_model: str, dtype: torch.dtype, device: to
         f"{device.type} has {free / _MIB:.0f} MiB free; {remedy}",
         EXIT_CONFIGURATION,
     )
+
+
+def refuse_misfits(hf_model: str, report: Mapping[str, Any]) -> None:
+    """Raises FatalError for weights that the files lack or have in another shape than the config.
+
+    `report` is transformers' own of a load that let both pass: the model has random numbers there.
+    """
+    misfits = [
+        f"{name} is {list(found)} in the files and {list(expected)} by config.json"
+        for name, found, expected in sorted(report["mismatched_keys"])
+    ]
+    misfits += [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    if misfits:
+        others = f" (and {len(misfits) - 1} more weights)" if len(misfits) > 1 else ""
+        raise FatalError(
+            f"--hf-model {hf_model}: its weights do not fit its config.json: "
+            f"{misfits[0]}{others}; {MEND}",
+            EXIT_CONFIGURATION,
+        )
 
 
 def broken_pickle(hf_model: str, weights: Weights) -> FatalError:

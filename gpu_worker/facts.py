@@ -42,7 +42,7 @@ def _stated(path: str) -> dict[str, Any]:
         return {}
     try:
         stated = json.loads(Path(str(found)).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         logger.warning("%s of the model is not read: %s", _FILE, error)
         return {}
     return stated if isinstance(stated, dict) else {}

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -18,11 +17,18 @@ from gpu_worker.architectures import (
     is_tested,
     longest_context,
     refuse_contradiction,
+    refuse_impossible_sizes,
     refuse_unsupported,
     text_config,
 )
 from gpu_worker.attention.choice import in_words, make_backend
-from gpu_worker.checkpoint import Weights, broken_pickle, check_memory, find_weights
+from gpu_worker.checkpoint import (
+    Weights,
+    broken_pickle,
+    check_memory,
+    find_weights,
+    refuse_misfits,
+)
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.model_class import choose_class, is_stock
@@ -193,9 +199,13 @@ def choose_dtype(torch_dtype: str, device: torch.device) -> torch.dtype:
 
 def _load_config(model: ModelConfig) -> PreTrainedConfig:
     try:
+        stated, _ = PreTrainedConfig.get_config_dict(model.path)
+        refuse_impossible_sizes(model.hf_model, stated)
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             model.path, trust_remote_code=model.trust_remote_code
         )
+    except FatalError:
+        raise
     except Exception as error:  # what transformers raises over a foreign config is anything
         raise unloadable(model.hf_model, error) from error
     return config
@@ -212,13 +222,12 @@ def _load_weights(
         weights = find_weights(config.model, allow_pickle=config.allow_pickle_weights)
         check_memory(weights, name, dtype, device)
         loaded = _from_pretrained(config, model_class, weights, dtype=dtype, device=device)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (FatalError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what a foreign checkpoint makes transformers raise is anything
         raise unloadable(name, error) from error
     model: PreTrainedModel = loaded[0]
-    report: dict[str, Any] = loaded[1]
-    if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
-        reason = f"--hf-model {name}: {len(absent)} weights are missing or misshapen: {absent[0]}"
-        raise FatalError(reason, EXIT_CONFIGURATION)
+    refuse_misfits(name, loaded[1])
     model.eval()
     return model
 
@@ -242,6 +251,7 @@ def _from_pretrained(
             use_safetensors=not weights.is_pickle,
             weights_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
         )
     except Exception as error:
         if weights.is_pickle:  # what reading a foreign pickle raises is anything
@@ -250,9 +260,16 @@ def _from_pretrained(
 
 
 def _end_token_ids(model: PreTrainedModel) -> frozenset[int]:
-    """The generation config's end tokens, which may be none, one or several."""
-    generation_config = model.generation_config
-    ids = None if generation_config is None else generation_config.eos_token_id
-    if ids is None:
-        ids = text_config(model.config).eos_token_id
-    return frozenset([ids] if isinstance(ids, int) else ids or ())
+    """The generation config's end tokens, which may be none, one or several.
+
+    What is no token of the model can end nothing and is dropped; the log says so.
+    """
+    generation_config, text = model.generation_config, text_config(model.config)
+    stated = None if generation_config is None else generation_config.eos_token_id
+    if stated is None:
+        stated = text.eos_token_id
+    ids = stated if isinstance(stated, list | tuple) else [stated]
+    ends = [i for i in ids if type(i) is int and 0 <= i < text.vocab_size]
+    for dropped in (i for i in ids if i is not None and i not in ends):
+        logger.warning("the model's end token %r is not used: it has no such token", dropped)
+    return frozenset(ends)

@@ -215,7 +215,7 @@ def _facts(loaded: LoadedModel, config: WorkerConfig) -> ModelFacts:
         use_checkpoint=config.generation_config == "auto",
         override=json.loads(config.override_generation_config or "{}"),
     )
-    return ModelFacts(loaded.max_model_len, defaults, loaded.details)
+    return ModelFacts(loaded.max_model_len, loaded.vocab_size, defaults, loaded.details)
 
 
 def _scheduler(loaded: LoadedModel, config: WorkerConfig) -> Scheduler:

@@ -9,6 +9,7 @@ class ModelFacts:
     """What a worker learnt of its model (part of `RoomReady` and `Peer`)."""
 
     max_model_len: int  # tokens of prompt and answer
+    vocab_size: int  # ids that the model knows, which may be more or fewer than its tokenizer's
     sampling_defaults: dict[str, float]  # by field of `SamplingParams`, from generation_config.json
     details: dict[str, str]  # for people: type, precision, device, attention, cache
 

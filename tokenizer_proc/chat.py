@@ -24,7 +24,7 @@ from tokenizer_proc.text_only import TextOnlyTokenizer
 
 # What a template can raise over a conversation that it does not expect: its own refusal, and
 # Python's errors for a missing field, a wrong type or a nesting that is too deep.
-_TEMPLATE_ERRORS = (
+TEMPLATE_ERRORS = (
     TemplateError,
     TypeError,
     ValueError,
@@ -126,7 +126,7 @@ class ChatEncoder:
             if chat.mark is not None:
                 arguments["conversation"][-1]["content"] += f"{chat.mark} "
             rendered = self._tokenizer.apply_chat_template(**arguments, tokenize=False)
-        except _TEMPLATE_ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             reason = disguise.restore(str(error))
             raise BadRequest(f"the chat template failed: {reason}", "messages") from error
         assert isinstance(rendered, str)  # one conversation, not tokenized

@@ -12,8 +12,11 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from shared.checkpoint_errors import first_line, unloadable
 from shared.config import TokenizerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
+from tokenizer_proc.chat import TEMPLATE_ERRORS
 
 logger = logging.getLogger(__name__)
+
+_TRIAL = ({"role": "user", "content": "Hello"},)
 
 
 def load_tokenizer(config: TokenizerConfig) -> Any:
@@ -25,6 +28,8 @@ def load_tokenizer(config: TokenizerConfig) -> Any:
         raise _refusal(f"--hf-model {config.model.hf_model}: {reason}; choose another model")
     if config.chat_template:
         tokenizer.chat_template = _read_template(config.chat_template)
+    if tokenizer.chat_template is not None:
+        _try_template(tokenizer, config)
     if config.identity.index == 0:  # each tokenizer process would say the same
         _log_what_to_expect(config, tokenizer)
     return tokenizer
@@ -39,7 +44,7 @@ def _load(tokenizer_class: Any, config: TokenizerConfig) -> Any:
             tokenizer("text, ☃")  # a class of another kind can load files that it cannot use
     except Exception as error:  # what loaders raise over a foreign file is anything
         if tokenizer_class is AutoTokenizer:
-            raise unloadable(config.model.hf_model, error) from error
+            raise unloadable(config.model.hf_model, error, part="its tokenizer") from error
         name = tokenizer_class.__name__
         reason = f"--tokenizer-type {name} cannot read this checkpoint ({first_line(error)})"
         raise _refusal(f"{reason}; leave the flag out") from error
@@ -77,12 +82,35 @@ def _named(flag: str, asked: str) -> Any:
 
 def _read_template(path: str) -> str:
     try:
-        source = Path(path).read_text(encoding="utf-8")
-        _compile_jinja_template(source)
-    except (OSError, ValueError, TemplateError) as error:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         reason = f"--chat-template {path}: {first_line(error)}; correct the file"
         raise _refusal(reason) from error
-    return source
+
+
+def _try_template(tokenizer: Any, config: TokenizerConfig) -> None:
+    """Compiles every template and renders a short conversation with the one for conversations."""
+    found = tokenizer.chat_template
+    try:
+        for source in found.values() if isinstance(found, dict) else [found]:
+            _compile_jinja_template(source)
+        rendered = tokenizer.apply_chat_template(
+            [*_TRIAL], tokenize=False, add_generation_prompt=True
+        )
+    except TEMPLATE_ERRORS as error:
+        if type(error) is not TemplateError:  # that is the template's own `raise_exception`
+            raise _broken_template(config, first_line(error)) from error
+    else:
+        if not rendered.strip():
+            raise _broken_template(config, "it makes an empty prompt of a conversation")
+
+
+def _broken_template(config: TokenizerConfig, reason: str) -> FatalError:
+    if config.chat_template:
+        return _refusal(f"--chat-template {config.chat_template}: {reason}; correct the file")
+    remedy = "correct it, or give --chat-template FILE"
+    name = config.model.hf_model
+    return _refusal(f"--hf-model {name}: its chat template is broken: {reason}; {remedy}")
 
 
 def _log_what_to_expect(config: TokenizerConfig, tokenizer: Any) -> None:

@@ -29,7 +29,8 @@ def run(config: WorkerConfig, mailbox: Mailbox) -> None:
     settings = load_settings(config.identity.run_directory)
     record = WorkerRecord()
     worker = make_worker(config, settings, mailbox, record)
-    mailbox.report_ready(ModelFacts(_max_model_len(config), {}, {}))
+    vocab_size = _vocabulary(config).get_vocab_size()
+    mailbox.report_ready(ModelFacts(_max_model_len(config), vocab_size, {}, {}))
     worker.run()
     write_record(settings.record, record)
 
@@ -39,7 +40,7 @@ def make_worker(
 ) -> Worker:
     """The real worker around the formula, which says tokens of the served model's vocabulary."""
     directory = Path(config.model.path)
-    vocabulary = Vocabulary.from_file(str(directory / "tokenizer.json"))
+    vocabulary = _vocabulary(config)
     end_token_id: int = json.loads((directory / "config.json").read_text())["eos_token_id"]
     num_rows, num_blocks = config.continuous_batching_batch_size, _num_blocks(config, settings)
     runner = FormulaRunner(
@@ -78,6 +79,10 @@ def _scheduler(config: WorkerConfig, num_blocks: int) -> Scheduler:
         max_early_aborts=2 * config.max_concurrent,
         prefix_caching=config.prefix_caching,
     )
+
+
+def _vocabulary(config: WorkerConfig) -> Vocabulary:
+    return Vocabulary.from_file(str(Path(config.model.path) / "tokenizer.json"))
 
 
 def _max_model_len(config: WorkerConfig) -> int:

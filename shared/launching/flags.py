@@ -21,6 +21,13 @@ BASICS = "Basics"
 OPTIONS_WITHOUT_EFFECT = ("--attn-implementation", "--reload")
 VARIABLES_WITHOUT_EFFECT = ("ATTN_IMPLEMENTATION", "CACHE_TYPE", "HOTLOAD")
 
+# Flags that change nothing unless the switch is on.
+_PARTS_OF_SWITCHES = {
+    "torch_compile_mode": "torch_compile",
+    "torch_profiling_steps": "torch_profiling",
+    "torch_profiling_directory": "torch_profiling",
+}
+
 DEFAULT = "default"
 
 
@@ -97,7 +104,7 @@ def variables(field: dataclasses.Field[Any]) -> tuple[str, ...]:
 
 def names_of(field: dataclasses.Field[Any]) -> tuple[str, ...]:
     """The options that set a flag: its own name, then its aliases."""
-    return ("--" + field.name.replace("_", "-"), *field.metadata["aliases"])
+    return (_option(field.name), *field.metadata["aliases"])
 
 
 def default_of(field: dataclasses.Field[Any]) -> str:
@@ -210,7 +217,7 @@ def _read_file(
         return {}
     path = given.text
     types: dict[str, Any] = {field.name: field.type for field in fields}
-    texts = config_file.read_texts(path, types)
+    texts = config_file.read_texts(path, types, giver=given.name)
     return {
         name: _Given(text, f"{path}: {name.replace('_', '-')}", f"file {path}")
         for name, text in texts.items()
@@ -229,6 +236,14 @@ def _without_effect(
         if arguments[option.removeprefix("--").replace("-", "_")] is not None
     ]
     old += [name for name in VARIABLES_WITHOUT_EFFECT if environ.get(name)]
-    if origins["torch_compile_mode"] != DEFAULT and not config.worker.torch_compile:
-        old.append("--torch-compile-mode without --torch-compile")
+    values = _values(config)
+    old += [
+        f"{_option(name)} without {_option(switch)}"
+        for name, switch in _PARTS_OF_SWITCHES.items()
+        if origins.get(name, DEFAULT) != DEFAULT and not values[switch]
+    ]
     return tuple(old)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -49,7 +49,7 @@ def _check_directory(hf_model: str, directory: Path) -> None:
     except OSError as error:
         reason = f"{path.name}: {error.strerror}; give a directory that `save_pretrained` wrote"
         raise _refusal(f"--hf-model {hf_model}: {reason}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = f"{path.name} is not JSON ({error}); download the checkpoint again"
         raise _refusal(f"--hf-model {hf_model}: {reason}") from error
     if not isinstance(content, dict):

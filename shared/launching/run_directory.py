@@ -56,6 +56,12 @@ def _lock(path: Path) -> None:
         raise FatalError(reason, EXIT_CONFIGURATION) from error
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Writes a new file that nobody but its owner may read."""
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_bytes(content)
+
+
 def remove_leftovers(path: Path) -> None:
     """Deletes what this program writes there, and nothing else."""
     for leftover in path.iterdir():

@@ -12,10 +12,12 @@ from shared.sampling import DEFAULT_RANGES, WHOLE_NUMBERS, is_possible_default
 
 _TRUE = frozenset({"1", "true", "yes", "on", "enabled"})
 _FALSE = frozenset({"0", "false", "no", "off", "disabled"})
+_MAX_SHOWN = 100  # characters of a bad value that an error repeats
 
 
 def convert(field: dataclasses.Field[Any], text: str, origin: str) -> Any:
     """The value of this flag; `origin` is the flag, variable or key that the text was given to."""
+    _check_characters(origin, text)
     choices = {choice.lower(): choice for choice in field.metadata["choices"]}
     if choices and text.lower() not in choices:
         raise refusal(origin, text, f"one of {', '.join(choices.values())}")
@@ -32,7 +34,18 @@ def convert(field: dataclasses.Field[Any], text: str, origin: str) -> Any:
 
 def refusal(origin: str, text: str, expected: str) -> FatalError:
     """The error about a text that is not what is expected there."""
-    return FatalError(f"{origin}: {text!r} is not {expected}", EXIT_CONFIGURATION)
+    shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+    return FatalError(f"{origin}: {shown!r} is not {expected}", EXIT_CONFIGURATION)
+
+
+def _check_characters(origin: str, text: str) -> None:
+    """Refuses what neither the system's calls nor the rooms' JSON take; not shown, as secrets."""
+    if "\0" in text:
+        raise FatalError(f"{origin}: it holds a NUL character; leave it out", EXIT_CONFIGURATION)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FatalError(f"{origin}: it is no UTF-8 text", EXIT_CONFIGURATION) from error
 
 
 def _number(field: dataclasses.Field[Any], text: str, origin: str) -> int | float:
@@ -77,7 +90,7 @@ def _check_origins(origin: str, text: str) -> None:
 def _check_sampling(origin: str, text: str) -> None:
     try:
         given = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise refusal(origin, text, 'a JSON object such as {"temperature": 0.7}') from error
     if not isinstance(given, dict):
         raise refusal(origin, text, 'a JSON object such as {"temperature": 0.7}')

@@ -25,7 +25,7 @@ from shared.messages import (
 from shared.parts import ModelFacts, Peer, TextEnded
 
 MAX_MODEL_LEN = 512
-FACTS = ModelFacts(MAX_MODEL_LEN, {}, {})
+FACTS = ModelFacts(MAX_MODEL_LEN, 640, {}, {})
 PROMPT_TOKENS = 9
 CACHED_TOKENS = 4
 

@@ -101,7 +101,7 @@ def test_json_in_any_spelling(ready: RunningServer, content_type: str) -> None:
 
 def served_model(model_type: str = "llama", **flags: str | bool) -> ServedModel:
     config = FrontendConfig(model=ModelConfig(hf_model="org/tiny"), **flags)  # type: ignore[arg-type]
-    return ServedModel(config, 0, lambda: ModelFacts(512, {}, {"model_type": model_type}))
+    return ServedModel(config, 0, lambda: ModelFacts(512, 640, {}, {"model_type": model_type}))
 
 
 def refused(model: ServedModel, *names: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from gpu_worker.facts import sampling_defaults
 from gpu_worker.loading import serve
+from gpu_worker.worker import _facts
 from tests.builders import make_model
 from tests.gpu_worker.engine import PLAIN_TORCH
 
@@ -79,6 +80,11 @@ def test_the_checkpoint_can_be_left_alone_and_overridden(tmp_path: Path) -> None
     assert sampling_defaults(path, use_checkpoint=True, override={"top_p": 0.5}) == {
         "temperature": 0.6, "top_p": 0.5
     }  # fmt: skip
+
+
+def test_the_other_rooms_are_told_the_models_own_sizes() -> None:
+    facts = _facts(serve(make_model("llama"), PLAIN_TORCH), PLAIN_TORCH)
+    assert (facts.max_model_len, facts.vocab_size) == (256, 200)
 
 
 def test_people_are_told_what_was_loaded() -> None:

@@ -1,5 +1,6 @@
 """A model that cannot be served rightly is refused with the way out; the rest is sized to fit."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from gpu_worker import sizing
+from gpu_worker.architectures import refuse_impossible_sizes
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loading import choose_device, choose_dtype, load, serve
 from gpu_worker.paged_attention import ATTENTION
@@ -139,6 +141,20 @@ def test_end_tokens_are_the_generation_configs_or_the_models(
     assert serve(model, settings()).end_token_ids == frozenset(expected)
 
 
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [([99999, "x", 7], {7}), ("x", set()), (-1, set()), ([True, 200, 199], {199})],
+)
+def test_end_tokens_that_the_model_lacks_are_dropped_with_a_warning(
+    stated: Any, kept: set[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    model: Any = make_model("llama")
+    model.generation_config.eos_token_id = stated
+    assert serve(model, settings()).end_token_ids == kept
+    dropped = [message for message in caplog.messages if "end token" in message]
+    assert len(dropped) == (len(stated) if isinstance(stated, list) else 1) - len(kept)
+
+
 def test_a_directory_is_loaded(tmp_path: Path) -> None:
     make_model("qwen2").save_pretrained(tmp_path)
     config = WorkerConfig(
@@ -218,6 +234,42 @@ def test_half_a_checkpoint_is_refused(tmp_path: Path, damage: Callable[[Path], N
     damage(tmp_path / "model.safetensors")
     with pytest.raises(FatalError, match="--hf-model"):
         load(WorkerConfig(model=ModelConfig(str(tmp_path)), accelerator_type="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        (
+            {"hidden_size": 256},
+            "lm_head.weight is [200, 64] in the files and [200, 256]",
+        ),
+        ({"num_hidden_layers": 9}, "model.layers.4.input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0 in its config.json"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0 in its config.json"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads is -1 in its config.json"),
+        ({"vocab_size": 0}, "vocab_size is 0 in its config.json"),
+        ({"max_position_embeddings": "x"}, "'max_position_embeddings' expected int, got str"),
+        ({"hidden_act": "nope"}, "KeyError: 'nope'"),
+    ],
+)
+def test_a_config_that_its_weights_do_not_fit_is_refused_by_name(
+    tmp_path: Path, stated: dict[str, Any], named: str
+) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | stated))
+    with pytest.raises(FatalError) as caught:
+        load(settings_of(tmp_path))
+    assert caught.value.exit_status == EXIT_CONFIGURATION
+    assert str(caught.value).startswith(f"--hf-model {tmp_path}: ")
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_sizes_of_a_decoder_within_a_model_are_checked_too() -> None:
+    refuse_impossible_sizes("m", {"hidden_size": 8, "text_config": {"hidden_size": 1}})
+    with pytest.raises(FatalError, match="hidden_size is 0"):
+        refuse_impossible_sizes("m", {"hidden_size": 8, "text_config": {"hidden_size": 0}})
 
 
 def test_cpu_kernels_are_kept_where_the_setting_says(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What went wrong with a checkpoint, in one sentence: errors as the Hub's library raises them."""
 
+from pathlib import Path
+
 import pytest
 from httpx2 import Request, Response
 from huggingface_hub.errors import (
@@ -78,7 +80,21 @@ def test_code_of_the_checkpoint_names_the_flag_that_allows_it() -> None:
         (ValueError("Bad.\nAdvice."), "Bad; "),
         (ValueError(), "ValueError; "),
         (OSError(" "), "OSError"),
+        (
+            ValueError("Bad field:\n    TypeError: no int\nAdvice."),
+            "Bad field: TypeError: no int; ",
+        ),
+        (KeyError("added_tokens"), "KeyError: 'added_tokens'; "),
+        (ZeroDivisionError("modulo by zero"), "ZeroDivisionError: modulo by zero; "),
     ],
 )
 def test_anything_else_is_told_by_its_first_line(error: Exception, reason: str) -> None:
     assert str(unloadable("x", error)).startswith(f"--hf-model x: {reason}")
+
+
+def test_who_gave_a_directory_is_not_told_to_give_one(tmp_path: Path) -> None:
+    for hf_model in ("./model", str(tmp_path), "demo"):
+        told = str(unloadable(hf_model, KeyError("added_tokens"), part="its tokenizer"))
+        assert told.startswith(f"--hf-model {hf_model}: its tokenizer: KeyError: 'added_tokens'; ")
+        assert told.endswith("correct the checkpoint, or download it again")
+    assert "give a local directory" in str(unloadable("x" * 5000, KeyError("added_tokens")))

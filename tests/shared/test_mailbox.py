@@ -168,7 +168,7 @@ def test_the_launchers_orders_are_obeyed_and_not_handed_on(open_mailbox: OpenMai
 def test_a_room_tells_the_launcher_its_life(open_mailbox: OpenMailbox) -> None:
     launcher, worker = open_mailbox("launcher", epoch=0), open_mailbox("worker", 3, epoch=7)
     worker.join()
-    facts = ModelFacts(4096, {"temperature": 0.6}, {"device": "cpu"})
+    facts = ModelFacts(4096, 640, {"temperature": 0.6}, {"device": "cpu"})
     worker.report_ready(facts)
     assert receive(launcher, 2) == [RoomStarted("worker-3", 7), RoomReady("worker-3", 7, facts)]
 

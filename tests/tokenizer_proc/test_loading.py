@@ -133,12 +133,47 @@ def test_a_template_makes_a_model_without_one_chat(bare_demo: ModelConfig, tmp_p
     assert tokenizer.decode(ids_of_chat(tokenizer)) == "hi"
 
 
-@pytest.mark.parametrize("source", ["{% for %}", "{{ messages", "{{ x | nosuchfilter }}"])
-def test_a_template_that_is_not_jinja_is_refused(tmp_path: Path, source: str) -> None:
+BROKEN_TEMPLATES = (
+    "{% for %}", "{{ messages", "{{ x | nosuchfilter }}", "{{ 1 / 0 }}",
+    "{% if x %}{{ x | nosuchfilter }}{% endif %}", "{{ nothing() }}",
+    "{{ messages[0].role + 1 }}", "", " \n", "{# a comment #}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("source", BROKEN_TEMPLATES)
+def test_a_template_that_cannot_render_a_conversation_is_refused(
+    bare_demo: ModelConfig, tmp_path: Path, source: str
+) -> None:
     template = tmp_path / "bad.jinja"
     template.write_text(source)
-    sentence = refusal(chat_template=str(template))
-    assert sentence.startswith(f"--chat-template {template}: ")
+    assert refusal(chat_template=str(template)).startswith(f"--chat-template {template}: ")
+    (Path(bare_demo.path) / "chat_template.jinja").write_text(source)
+    sentence = refusal(hf_model=bare_demo)
+    assert sentence.startswith(f"--hf-model {bare_demo.hf_model}: its chat template is broken: ")
+    assert "--chat-template FILE" in sentence
+
+
+def test_every_template_of_a_checkpoint_must_compile(bare_demo: ModelConfig) -> None:
+    directory = Path(bare_demo.path)
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (directory / "additional_chat_templates").mkdir()
+    tools = directory / "additional_chat_templates" / "tool_use.jinja"
+    tools.write_text("{{ tools }}")
+    assert set(load_tokenizer(config(bare_demo)).chat_template) == {"default", "tool_use"}
+    tools.write_text("{% for %}")
+    assert "its chat template is broken" in refusal(hf_model=bare_demo)
+
+
+def test_a_template_may_refuse_the_conversation_that_it_is_tried_with(tmp_path: Path) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ raise_exception('a system message must come first') }}")
+    assert load_tokenizer(config(chat_template=str(template))).chat_template
+
+
+def test_a_tokenizer_file_that_lacks_a_part_is_refused_by_its_name(bare_demo: ModelConfig) -> None:
+    (Path(bare_demo.path) / "tokenizer.json").write_text("{}")
+    sentence = refusal(hf_model=bare_demo)
+    assert "its tokenizer: KeyError: 'added_tokens'; correct the checkpoint" in sentence
 
 
 def test_a_model_without_a_template_is_served_with_one_warning(

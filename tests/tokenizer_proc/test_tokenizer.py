@@ -30,7 +30,7 @@ from tokenizer_proc.tokenizer import CREDIT, Tokenizer
 CONTEXT = 100
 ENCODER = PromptEncoder(make_byte_tokenizer())
 HELLO = Prompt(text=TextPrompt("hello"), param="prompt")
-LOADED = ModelFacts(max_model_len=CONTEXT, sampling_defaults={}, details={})
+LOADED = ModelFacts(max_model_len=CONTEXT, vocab_size=640, sampling_defaults={}, details={})
 
 
 def tokenize(request_id: str = "a", content: Any = "hello", **fields: Any) -> Tokenize:

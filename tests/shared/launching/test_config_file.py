@@ -106,10 +106,83 @@ def test_a_flag_that_is_given_twice_is_refused(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["port: [1", "- port", "just text", "\tport: 1", "a: !!python/x 1"]
+    "text",
+    [
+        "port: [1",
+        "- port",
+        "just text",
+        "\tport: 1",
+        "a: !!python/x 1",
+        "? {a: b}\n: 1",
+        "a: 1\n---\n",
+    ],
 )
 def test_what_is_no_mapping_is_refused(file: Path, text: str) -> None:
     assert refusal(file, text).startswith(f"--config {file}: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "port: 7000\nport: 7001",
+        '{"port": 7000, "port": 7000}',
+        "port:\nport: 7001",
+        "override-generation-config: {top_k: 1, top_k: 2}",
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(file: Path, text: str) -> None:
+    assert refusal(file, text).endswith(" is given twice")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("api-key: {a: 1}", "api-key"),
+        ("hf-model: {a: 1}", "hf-model"),
+        ("port: {a: 1}", "port"),
+        ("cors-origins: &a [*a]", "cors-origins"),
+        ("port: &a [1]\ncors-origins: [*a]", "cors-origins"),
+        ("override-generation-config: &a {top_k: *a}", "override-generation-config: top_k"),
+    ],
+)
+def test_a_value_of_another_form_is_refused_by_its_key(file: Path, text: str, key: str) -> None:
+    assert refusal(file, text).startswith(f"{file}: {key}: give a ")
+
+
+@pytest.mark.parametrize("value", ["2020-01-01", "!!binary aGk=", '"0.5"', "true", "1:30", ".inf"])
+def test_sampling_in_a_file_is_made_of_numbers(file: Path, value: str) -> None:
+    sentence = refusal(file, f"override-generation-config: {{temperature: {value}}}")
+    assert sentence.startswith(f"{file}: override-generation-config: temperature: ")
+
+
+@pytest.mark.parametrize("value", ["2020-01-01", "!!binary aGk=", "!!python/int 1"])
+def test_a_date_or_bytes_must_be_quoted(file: Path, value: str) -> None:
+    for flag in ("hf-model", "port"):
+        assert "put the value in quotes" in refusal(file, f"{flag}: {value}")
+
+
+@pytest.mark.parametrize("depth", [3, 5_000, 100_000])
+def test_what_is_nested_deeply_is_refused_before_it_is_read(file: Path, depth: int) -> None:
+    assert "nested too deeply" in refusal(file, "[" * depth)
+    assert "nested too deeply" in refusal(file, f"cors-origins: {'[' * depth}{']' * depth}")
+
+
+def test_a_file_that_is_too_long_for_flags_is_refused(file: Path) -> None:
+    assert "more than 1048576 bytes" in refusal(file, "#" * (2**20 + 1))
+    assert parse(file, "#" * 2**20) == flags.read(["--config", str(file)], {}).config
+
+
+def test_text_with_a_nul_is_refused_by_its_key(file: Path) -> None:
+    for key in ("run-directory", "host", "api-key"):
+        assert refusal(file, f'{{"{key}": "a\\u0000b"}}').startswith(
+            f"{file}: {key}: it holds a NUL"
+        )
+
+
+def test_the_variable_that_names_the_file_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "nothing")
+    with pytest.raises(FatalError, match=f"^CONFIG_FILE {path}: No such file"):
+        flags.read([], {"CONFIG_FILE": path})
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -278,6 +278,15 @@ def test_a_compile_mode_alone_has_no_effect() -> None:
     assert not flags.read(["--torch-compile-mode=default", "--torch-compile"], {}).without_effect
 
 
+def test_how_to_profile_has_no_effect_without_profiling() -> None:
+    argv = ["--torch-profiling-steps", "7", "--torch-profiling-directory", "/tmp/traces"]
+    assert flags.read(argv, {}).without_effect == (
+        "--torch-profiling-steps without --torch-profiling",
+        "--torch-profiling-directory without --torch-profiling",
+    )
+    assert not flags.read([*argv, "--torch-profiling"], {}).without_effect
+
+
 def test_the_first_of_several_names_is_the_models() -> None:
     frontend = parse("--served-model-name", "chat, gpt-4o ,model-b").frontend
     assert frontend.model_name == "chat"

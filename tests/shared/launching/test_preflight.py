@@ -57,7 +57,7 @@ def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
     assert "save_pretrained" in sentence
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe{", b'{"a": 1} x'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe{", b'{"a": 1} x', b"[" * 100_000])
 def test_a_broken_config_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     sentence = refusal(str(tmp_path))

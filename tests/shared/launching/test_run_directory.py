@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import EXIT_CONFIGURATION, FatalError
-from shared.launching.run_directory import open_run_directory
+from shared.launching.run_directory import open_run_directory, write_private
 
 
 def refusal(path: Path | str) -> FatalError:
@@ -47,6 +47,14 @@ def test_only_what_an_earlier_run_left_is_removed(tmp_path: Path) -> None:
         (path / name).touch()
     open_run_directory(str(path), 1, {})
     assert sorted(entry.name for entry in path.iterdir()) == ["diary.txt", "lock"]
+
+
+def test_a_private_file_is_new_and_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "frontend-0.1.json"
+    write_private(path, b"{}")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"{}", 0o600)
+    with pytest.raises(FileExistsError):
+        write_private(path, b"")
 
 
 def test_the_default_directory_depends_on_the_port() -> None:

@@ -33,6 +33,7 @@ def test_sampling_within_its_bounds_is_taken_as_it_is(text: str) -> None:
         ("", ""),
         ("temperature=1", "a JSON object"),
         ("[1]", "a JSON object"),
+        ("[" * 100_000, "a JSON object"),
         ('{"temperature": 2.1}', "temperature: '2.1' is not a number from 0.0 to 2.0"),
         ('{"temperature": "hot"}', "temperature"),
         ('{"temperature": true}', "temperature"),
@@ -53,6 +54,16 @@ def test_sampling_out_of_its_bounds_names_the_field(text: str, named: str) -> No
     else:
         config = flags.read(["--override-generation-config", text], {}).config
         assert config.worker.override_generation_config == text
+
+
+def test_a_long_text_is_not_repeated_whole() -> None:
+    assert len(refusal("--override-generation-config", "[" * 100_000)) < 300
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\udcffb"])
+@pytest.mark.parametrize("flag", ["--host", "--run-directory", "--hf-model", "--api-key"])
+def test_characters_that_the_rooms_cannot_be_told_are_refused(flag: str, text: str) -> None:
+    assert refusal(flag, text).startswith(f"{flag}: it ")
 
 
 @pytest.mark.parametrize("text", ["*", "https://a.example", "http://localhost:3000, https://b.c"])
