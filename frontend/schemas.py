@@ -108,7 +108,7 @@ class SamplingFields(Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     n: Annotated[int, Meta(ge=1)] = 1
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARACTERS)] | None = None
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool = False
     no_stop_trim: bool = False  # SGLang's name for the same
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=_INT31)] | None = None
@@ -158,6 +158,9 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Scalar] | None = None
+    reasoning_effort: Effort | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] = []
+    tool_choice: Any = None
     return_token_strs: bool = False
 
 
