@@ -59,7 +59,8 @@ def test_a_value_that_is_none_of_a_few_hears_which_they_are(
 
 
 def test_a_variable_with_a_field_of_its_own_is_reserved() -> None:
-    for value in ("x", [], None):
+    values: tuple[Any, ...] = ("x", [], None)
+    for value in values:
         with pytest.raises(BadRequest, match="'tools' is a reserved name"):
             chat(chat_template_kwargs={"tools": value})
 

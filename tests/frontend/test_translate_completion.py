@@ -50,7 +50,7 @@ def test_a_completion_has_16_tokens_unless_it_says_otherwise() -> None:
 
 def test_only_what_was_asked_for_can_be_too_much() -> None:
     strict = translate.Rules(MODEL, 8, {}, strict_max_tokens=True)
-    asked = ({}, {"max_tokens": 20}, {"max_completion_tokens": 20})
+    asked: tuple[dict[str, int], ...] = ({}, {"max_tokens": 20}, {"max_completion_tokens": 20})
     for given, is_strict in zip(asked, (False, True, True), strict=True):
         body = json.dumps({"prompt": "a", **given}).encode()
         assert translate.completion(body, strict, 5).submission.is_strict is is_strict
