@@ -70,7 +70,9 @@ class Admission:
         num_queued = self._ledger.num_queued
         if self._has_places(num_answers) and not self._queue:
             return None
-        if num_queued + num_answers <= self._limits.max_queue:
+        most = self._limits.max_queue
+        # A request for more answers than may wait waits alone: else it would need luck to start.
+        if num_queued + num_answers <= most or (most and not num_queued):
             return None
         sentence = (
             f"The server makes at most {self._limits.max_concurrent} answers at a time and lets"

@@ -1,6 +1,8 @@
-"""Which tokenizer gets which prompt: credits given, prompts waiting in order. Pure.
+"""Which tokenizer gets which command: credits given, commands waiting in order. Pure.
 
-A tokenizer is sent no more than it asked for, so a stuck one holds only what it has taken.
+A tokenizer is sent no more than it asked for, so a stuck one holds only what it has taken. Prompts
+go before lookups, and a lookup goes only to a tokenizer that has nothing else to do: so those who
+count tokens delay an answer by one lookup at most.
 """
 
 from collections.abc import Collection
@@ -12,35 +14,49 @@ TokenizerCommand = Tokenize | Encode | Decode
 
 
 class Dispatch:
-    """The prompts that wait for a credit, first come first served."""
+    """The commands that wait for a credit, each kind first come first served."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, TokenizerCommand] = {}  # by request; a dict keeps the order
+        self._prompts: dict[str, TokenizerCommand] = {}  # by request; a dict keeps the order
+        self._lookups: dict[str, TokenizerCommand] = {}
         self._credits: dict[Life, int] = {}
+        self._most_credits: dict[Life, int] = {}  # of an idle tokenizer
 
     def grant(self, tokenizer: Life, count: int) -> None:
         """Takes a tokenizer's word that it has room for `count` more."""
-        self._credits[tokenizer] = self._credits.get(tokenizer, 0) + count
+        total = self._credits.get(tokenizer, 0) + count
+        self._credits[tokenizer] = total
+        self._most_credits[tokenizer] = max(total, self._most_credits.get(tokenizer, 0))
 
     def forget(self, life: Life) -> None:
         """Drops the credits of a dead life."""
         self._credits.pop(life, None)
+        self._most_credits.pop(life, None)
 
     def add(self, command: TokenizerCommand) -> None:
-        """Puts a prompt at the end of the line."""
-        self._waiting[command.request_id] = command
+        """Puts a command at the end of its line."""
+        line = self._prompts if isinstance(command, Tokenize) else self._lookups
+        line[command.request_id] = command
 
     def remove(self, request_id: str) -> None:
-        """Takes a prompt out of the line, if it still waits."""
-        self._waiting.pop(request_id, None)
+        """Takes a command out of its line, if it still waits."""
+        self._prompts.pop(request_id, None)
+        self._lookups.pop(request_id, None)
 
     def take(self, living: Collection[Life]) -> tuple[Life, TokenizerCommand] | None:
-        """The next prompt and the living tokenizer with most credits, at the cost of one credit."""
-        if not self._waiting:
+        """The next command and a living tokenizer for it, at the cost of one of its credits.
+
+        A prompt goes to the tokenizer with most credits.
+        """
+        if not self._prompts and not self._lookups:
             return None
         able = [life for life, count in self._credits.items() if count > 0 and life in living]
+        line = self._prompts
+        if not line:
+            line = self._lookups
+            able = [life for life in able if self._credits[life] == self._most_credits[life]]
         if not able:
             return None
         tokenizer = max(able, key=self._credits.__getitem__)
         self._credits[tokenizer] -= 1
-        return tokenizer, self._waiting.pop(next(iter(self._waiting)))
+        return tokenizer, line.pop(next(iter(line)))

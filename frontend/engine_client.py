@@ -43,7 +43,7 @@ from shared.messages import (
     WorkerReported,
 )
 from shared.parts import ModelFacts, Peer, Prompt
-from shared.sampling import NUM_SEEDS
+from shared.sampling import MAX_PROMPT_LOGPROBS, NUM_SEEDS
 
 logger = logging.getLogger(__name__)
 
@@ -214,10 +214,13 @@ class EngineClient:
             worker_id=int(worker.room.rpartition("-")[2]),
             prompt=prompt,
             max_tokens=wanted.max_tokens,
+            max_tokens_param=wanted.max_tokens_param,
             is_strict=wanted.is_strict,
             echo=wanted.echo,
             text=wanted.text,
             sampling=replace(wanted.sampling, seed=seed),
+            # Each choice shows its prompt's scores.
+            max_prompt_scores=MAX_PROMPT_LOGPROBS // wanted.total_choices,
             num_choices=wanted.num_choices,
             cache_salt=wanted.cache_salt,
         )

@@ -23,7 +23,7 @@ class Submission:
     sampling: SamplingParams  # of the first choice
     num_choices: int  # to each prompt
     cache_salt: str
-    max_tokens_param: str = "max_tokens"  # the field that `max_tokens` is from, for errors
+    max_tokens_param: str = "max_tokens"  # the field that `max_tokens` came from, for errors
 
     @property
     def total_choices(self) -> int:

@@ -79,10 +79,12 @@ class Tokenize:
     worker_id: int
     prompt: Prompt
     max_tokens: int | None  # None: whatever the context leaves; 0: only the prompt is scored
+    max_tokens_param: str  # the field that it came from, for errors
     is_strict: bool  # `max_tokens` beyond the context is an error, else it is clamped
     echo: bool  # the caller wants the prompt's text back
     text: TextOptions
     sampling: SamplingParams
+    max_prompt_scores: int  # numbers: the prompt's tokens times the logprobs of each
     num_choices: int  # answers to the one prompt
     cache_salt: str  # only prompts with the same salt share cached keys and values
 

@@ -87,6 +87,8 @@ class TextStart:
     min_tokens: int = 0  # no stop string is looked for in the text of as many
     stop_token_ids: tuple[int, ...] = ()  # the caller's own: one that ends an answer is its reason
     scored_token_ids: tuple[int, ...] = ()  # the whole prompt, where its logprobs are wanted
+    num_framing_tokens: int = 0  # its first, which the tokenizer put before a text: not shown
+    hides_special_tokens: bool = True  # of the prompt; those that stand in a text are shown
     thoughts: ThoughtMarks | None = None  # None: all text is the answer
 
 

@@ -16,7 +16,7 @@ MAX_BIAS = 100.0  # both ways (OpenAI)
 MAX_BIASED_TOKENS = 1024
 MAX_STOP_TOKENS = 128
 MAX_LOGPROBS = 20  # alternatives to a token (OpenAI)
-MAX_PROMPT_LOGPROBS = 65_536  # of a request: its prompt's tokens times (alternatives + 1)
+MAX_PROMPT_LOGPROBS = 65_536  # of a request: tokens of its prompts x (alternatives + 1) x n
 MIN_LOGPROB = -9999.0  # stands for all below, minus infinity too (OpenAI)
 
 # What a request need not say, because the server's settings or the model's makers may: the range of

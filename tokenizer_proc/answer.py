@@ -44,6 +44,7 @@ class Answer:
         )
         self._stops = StopMatcher(start.options.stop)
         self._scores = _Scores(texts)
+        self._begun = ""  # certain text of a scored token whose rest is not
         self._thoughts = _Thoughts(start, start.thoughts, vocabulary) if start.thoughts else None
 
     @property
@@ -68,9 +69,20 @@ class Answer:
         tokens = self._scores.take(len(text))
         if self.finish_reason is not None:
             tokens += self._scores.last(is_cut=self._stops.matched is not None)
+        if told is not None or self._begun:
+            text = self._at_border(text, tokens)
         if self._thoughts is not None:
             return self._thoughts.split(text, tokens, is_last=self.finish_reason is not None)
         return Piece(text, tokens)
+
+    def _at_border(self, text: str, tokens: tuple[ScoredToken, ...]) -> str:
+        """Text that goes with these tokens exactly; what a token has begun waits for its end."""
+        text = self._begun + text
+        num_covered = sum(len(token.text) for token in tokens)
+        if self.finish_reason is not None:
+            num_covered = len(text)
+        self._begun = text[num_covered:]
+        return text[:num_covered]
 
     def _produce(self, token_id: int, told: TokenLogprobs | None) -> str:
         """The text that the token completes."""

@@ -14,7 +14,7 @@ from shared.errors import BadRequest, ErrorCode
 MANY_CHARACTERS = 16
 _TOKENS_AT_A_CUT = 8  # cutting a text can change the tokens beside the cut
 
-# About a second of work, whatever the text: of UTF-8 to encode, and of ids to decode.
+# A second or two of work, whatever the text: of UTF-8 to encode, and of ids to decode.
 MAX_BYTES = 1_000_000
 MAX_IDS = 1_000_000
 

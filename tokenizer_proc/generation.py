@@ -9,7 +9,7 @@ from dataclasses import replace
 from shared.errors import BadRequest, ErrorCode
 from shared.messages import Generate, PromptAccepted, Tokenize
 from shared.parts import Prompt, TextStart, ThoughtMarks
-from shared.sampling import MAX_PROMPT_LOGPROBS, MAX_STOP_TOKENS, SamplingParams
+from shared.sampling import MAX_STOP_TOKENS, SamplingParams
 from tokenizer_proc.context import too_long
 from tokenizer_proc.prompt import PromptEncoder
 from tokenizer_proc.thought_marks import ThoughtFormat
@@ -28,7 +28,7 @@ def accept(
     prompt = _truncated(whole, message, context)
     max_tokens = _max_tokens(message, len(prompt), context)
     sampling = _fitted(message, max_tokens, encoder)
-    _check_scores(sampling, len(prompt))
+    _check_scores(message, len(prompt))
     accepted = PromptAccepted(
         message.request_id,
         prompt_tokens=len(prompt),
@@ -41,7 +41,11 @@ def accept(
         sampling=sampling,
         num_choices=message.num_choices,
         cache_salt=message.cache_salt,
-        text=_text_start(message, prompt, sampling.min_tokens, _marks(message, prompt, thoughts)),
+        text=replace(
+            _text_start(message, prompt, encoder),
+            min_tokens=sampling.min_tokens,
+            thoughts=_marks(message, prompt, thoughts),
+        ),
     )
     return accepted, generate
 
@@ -49,7 +53,8 @@ def accept(
 def _truncated(prompt: list[int], message: Tokenize, context: int) -> list[int]:
     """The last ids, as many as were asked for; without the tokenizer's own first ones if too many.
 
-    -1 leaves `max_tokens` of the context to the answer, or one token where that is not given.
+    -1 leaves `max_tokens` of the context to the answer; one token where that is not given, or is
+    more than the context and may be lowered.
     """
     num_kept = message.prompt.truncate_to
     if num_kept is None:
@@ -59,9 +64,12 @@ def _truncated(prompt: list[int], message: Tokenize, context: int) -> list[int]:
         raise BadRequest(sentence, "truncate_prompt_tokens")
     if num_kept == -1:
         num_kept = context - (1 if message.max_tokens is None else message.max_tokens)
+        if num_kept < 1 and message.is_strict:
+            name = message.max_tokens_param
+            sentence = f"'{name}' {message.max_tokens} leaves none of the context's {context}"
+            raise BadRequest(f"{sentence} tokens to the prompt.", name)
         if num_kept < 1:
-            sentence = f"'max_tokens' {message.max_tokens} leaves none of the context's {context}"
-            raise BadRequest(f"{sentence} tokens to the prompt.", "max_tokens")
+            num_kept = context - 1
     return prompt[-num_kept:]
 
 
@@ -74,11 +82,12 @@ def _max_tokens(message: Tokenize, num_tokens: int, context: int) -> int:
     if room < (0 if asked == 0 else 1):
         raise too_long(context, str(num_tokens), param)
     if asked is not None and asked > room and message.is_strict:
-        sentence = f"This model's maximum context length is {context} tokens. However, 'max_tokens'"
+        name = message.max_tokens_param
+        sentence = f"This model's maximum context length is {context} tokens. However, '{name}'"
         raise BadRequest(
             f"{sentence} is {asked} and your {param} resulted in {num_tokens} tokens. Please "
-            f"reduce 'max_tokens' or the length of the {param}.",
-            "max_tokens",
+            f"reduce '{name}' or the length of the {param}.",
+            name,
             ErrorCode.CONTEXT_LENGTH,
         )
     return room if asked is None else min(asked, room)
@@ -90,16 +99,16 @@ def _empty(prompt: Prompt) -> str:
     return f"An empty '{prompt.param}' gives this model no token to begin with."
 
 
-def _check_scores(sampling: SamplingParams, num_tokens: int) -> None:
+def _check_scores(message: Tokenize, num_tokens: int) -> None:
     """Refuses more logprobs of the prompt than one request may have."""
-    if sampling.num_prompt_logprobs is None:
+    if message.sampling.num_prompt_logprobs is None:
         return
-    num_each = sampling.num_prompt_logprobs + 1
-    if num_tokens * num_each > MAX_PROMPT_LOGPROBS:
+    num_each = message.sampling.num_prompt_logprobs + 1
+    if num_tokens * num_each > message.max_prompt_scores:
         raise BadRequest(
             f"{num_tokens} prompt tokens with {num_each} logprobs each are "
-            f"{num_tokens * num_each}; a request may have {MAX_PROMPT_LOGPROBS}. Shorten the "
-            "prompt or ask for fewer 'logprobs'.",
+            f"{num_tokens * num_each}; in this request a prompt may have "
+            f"{message.max_prompt_scores}. Shorten it, or ask for fewer 'logprobs' or answers.",
             "logprobs",
         )
 
@@ -140,17 +149,16 @@ def _marks(
     return thoughts.marks(prompt, chat)
 
 
-def _text_start(
-    message: Tokenize, prompt: list[int], min_tokens: int, thoughts: ThoughtMarks | None
-) -> TextStart:
-    is_scored = message.sampling.num_prompt_logprobs is not None
+def _text_start(message: Tokenize, prompt: list[int], encoder: PromptEncoder) -> TextStart:
+    sampling, text = message.sampling, message.prompt.text
+    is_framed = text is not None and text.add_special_tokens
     return TextStart(
         request_id=message.request_id,
         frontend_id=message.frontend_id,
         prompt_tail=tuple(prompt[-PROMPT_TAIL:]),
         options=message.text,
-        min_tokens=min_tokens,
-        stop_token_ids=message.sampling.stop_token_ids,
-        scored_token_ids=tuple(prompt) if is_scored else (),
-        thoughts=thoughts,
+        stop_token_ids=sampling.stop_token_ids,
+        scored_token_ids=tuple(prompt) if sampling.num_prompt_logprobs is not None else (),
+        num_framing_tokens=encoder.num_framing(prompt) if is_framed else 0,
+        hides_special_tokens=text is None and message.text.skips_special_tokens,
     )

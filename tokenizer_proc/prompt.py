@@ -68,6 +68,11 @@ class PromptEncoder:
         inner = token_ids[len(before) : len(token_ids) - len(after)]
         return inner if [*before, *inner, *after] == list(token_ids) else token_ids
 
+    def num_framing(self, token_ids: Sequence[int]) -> int:
+        """How many of the first ids are what the tokenizer itself puts before a text."""
+        before, _ = self._frame
+        return len(before) if list(token_ids[: len(before)]) == before else 0
+
     def strings(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """Each token's own text; its name in the vocabulary, if it ends within a character."""
         names = {token_id: self._string(token_id) for token_id in set(token_ids)}

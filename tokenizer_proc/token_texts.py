@@ -80,8 +80,13 @@ def score_prompt(
     texts: TokenTexts,
 ) -> tuple[ScoredToken, ...]:
     """The prompt's tokens, whose texts joined are the prompt's; of the first nothing is told."""
-    detokenizer = IncrementalDetokenizer(vocabulary, (), start.options.skips_special_tokens)
+    detokenizer = IncrementalDetokenizer(vocabulary, (), start.hides_special_tokens)
     columns = zip(start.scored_token_ids, (None, *told), strict=True)
-    tokens = [texts.scored(token_id, detokenizer.add(token_id), own) for token_id, own in columns]
+    tokens = [
+        texts.scored(
+            token_id, "" if n < start.num_framing_tokens else detokenizer.add(token_id), own
+        )
+        for n, (token_id, own) in enumerate(columns)
+    ]
     tokens[-1] = replace(tokens[-1], text=tokens[-1].text + detokenizer.flush())
     return tuple(tokens)

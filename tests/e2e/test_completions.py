@@ -199,3 +199,19 @@ def test_a_long_prompt_is_truncated_on_demand(client: openai.OpenAI) -> None:
     assert texts(complete(client, long, extra_body={"truncate": 50})) == texts(
         complete(client, ids)
     )
+
+
+def test_an_echo_is_the_same_with_and_without_its_scores(client: openai.OpenAI) -> None:
+    plain, scored = (
+        complete(client, TURN, max_tokens=4, echo=True, **options)
+        for options in ({}, {"logprobs": 0})
+    )
+    assert texts(plain) == texts(scored)
+    assert texts(plain)[0].startswith(TURN)
+
+
+def test_scores_of_all_choices_together_are_bounded(client: openai.OpenAI) -> None:
+    prompts = [[300] * 1900] * 3
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(client, prompts, n=20, max_tokens=0, echo=True, logprobs=5)
+    assert caught.value.param == "logprobs"

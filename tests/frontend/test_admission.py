@@ -112,10 +112,22 @@ def test_several_answers_are_queued_together_or_refused_together() -> None:
     bench = make_bench(max_concurrent=4, max_queue=3)
     for _ in range(4):
         bench.submit()
-    assert refusal(bench, 4) is ErrorCode.QUEUE_FULL
     bench.submit(2)
     assert refusal(bench, 2) is ErrorCode.QUEUE_FULL
     bench.submit(1)
+
+
+def test_a_request_for_more_answers_than_may_wait_waits_alone() -> None:
+    bench = make_bench(max_concurrent=4, max_queue=3)
+    first = bench.submit()
+    many = bench.submit(4)
+    assert refusal(bench, 1) is ErrorCode.QUEUE_FULL
+    assert bench.tokenised() == [first.request_id]
+    finish(bench, first)
+    assert bench.tokenised() == [first.request_id, many.request_id]
+    without_queue = make_bench(max_concurrent=4, max_queue=0)
+    without_queue.submit()
+    assert refusal(without_queue, 4) is ErrorCode.QUEUE_FULL
 
 
 def test_the_prompts_of_one_request_start_together() -> None:
@@ -256,7 +268,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         num_queued = sum(answers for _, answers, _ in self.line)
         starts = not self.line and sum(self.started.values()) + num_answers <= MAX_CONCURRENT
         is_refused = self.admission.refusal(num_answers) is not None
-        assert is_refused == (not starts and num_queued + num_answers > MAX_QUEUE)
+        waits = num_queued + num_answers <= MAX_QUEUE or num_queued == 0
+        assert is_refused == (not starts and not waits)
         if not is_refused:
             self.num_requests += 1
             request_id = f"r{self.num_requests}"

@@ -351,6 +351,8 @@ def test_whatever_is_accepted_crosses_the_wire() -> None:
         echo=wanted.echo,
         text=wanted.text,
         sampling=wanted.sampling,
+        max_tokens_param="max_tokens",
+        max_prompt_scores=100,
         num_choices=wanted.num_choices,
         cache_salt=wanted.cache_salt,
     )

@@ -68,6 +68,8 @@ TOKENIZE = Tokenize(
     echo=False,
     text=TextOptions(),
     sampling=SAMPLING,
+    max_tokens_param="max_tokens",
+    max_prompt_scores=100,
     num_choices=1,
     cache_salt="",
 )

@@ -1,5 +1,6 @@
 """An answer's text and its scored tokens say the same, whatever was held back or cut."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,13 +82,13 @@ def test_the_texts_of_all_tokens_are_the_text(
 
 
 @given(text=st.text(min_size=1, max_size=20), stop=st.text("ab", min_size=1, max_size=3))
-def test_no_piece_has_tokens_whose_text_comes_later(text: str, stop: str) -> None:
+def test_every_piece_has_exactly_the_tokens_of_its_text(text: str, stop: str) -> None:
     _, pieces = pieces_of(text + "aaab", start(stop=(stop,)))
     shown = of_tokens = ""
     for piece in pieces:
         shown += piece.text
         of_tokens += "".join(token.text for token in piece.tokens)
-        assert shown.startswith(of_tokens)
+        assert shown == of_tokens
 
 
 @given(text=st.text(min_size=1, max_size=20))
@@ -167,3 +168,15 @@ def test_a_scored_prompt_is_its_tokens(text: str) -> None:
     assert bytes(octet for token in tokens for octet in token.octets) == text.encode()
     assert tokens[0] == ScoredToken(tokens[0].text, tokens[0].octets, None, ())
     assert all(token.logprob == -0.5 for token in tokens[1:])
+
+
+def test_a_scored_text_shows_what_stands_in_it_and_not_what_the_tokenizer_put_before() -> None:
+    mark, end = "<|im_start|>", "<|im_end|>"
+    ids = tuple(VOCABULARY.encode(f"{mark}{mark}hi{end}", add_special_tokens=False).ids)
+    scores = [told(token_id) for token_id in ids[1:]]
+    for num_framing, hides, text in ((1, False, f"{mark}hi{end}"), (0, True, "hi")):
+        begun = replace(
+            start(scored_token_ids=ids), num_framing_tokens=num_framing, hides_special_tokens=hides
+        )
+        tokens = score_prompt(begun, scores, VOCABULARY, TEXTS)
+        assert "".join(token.text for token in tokens) == text

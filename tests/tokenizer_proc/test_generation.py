@@ -34,7 +34,8 @@ def ids(*token_ids: int) -> Prompt:
 
 def tokenize(prompt: Prompt, **fields: Any) -> Tokenize:
     defaults: dict[str, Any] = {
-        "max_tokens": 5, "is_strict": False, "echo": False, "text": TextOptions(),
+        "max_tokens": 5, "max_tokens_param": "max_tokens", "max_prompt_scores": MAX_PROMPT_LOGPROBS,
+        "is_strict": False, "echo": False, "text": TextOptions(),
         "sampling": GREEDY, "num_choices": 1, "cache_salt": "",
     }  # fmt: skip
     return Tokenize("a", 0, 0, prompt, **{**defaults, **fields})
@@ -142,7 +143,14 @@ def test_minus_one_keeps_what_the_context_takes_beside_the_answer(
 
 
 def test_an_answer_that_leaves_no_room_for_a_truncated_prompt_is_refused() -> None:
-    assert refusal(text("x", truncate_to=-1), max_tokens=CONTEXT).param == "max_tokens"
+    name = "max_completion_tokens"
+    strict = {"max_tokens": CONTEXT, "is_strict": True, "max_tokens_param": name}
+    assert refusal(text("x", truncate_to=-1), **strict).param == name
+
+
+def test_an_answer_that_may_be_shorter_leaves_the_context_to_a_truncated_prompt() -> None:
+    made = generate(text("x" * 300, truncate_to=-1), max_tokens=CONTEXT)
+    assert (len(made.prompt_token_ids), made.max_tokens) == (CONTEXT - 1, 1)
 
 
 def test_what_is_truncated_has_to_fit_all_the_same() -> None:

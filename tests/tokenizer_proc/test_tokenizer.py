@@ -19,6 +19,7 @@ from shared.messages import (
     Tokenize,
 )
 from shared.parts import ChatPrompt, ModelFacts, Peer, Prompt, TextOptions, TextPrompt
+from shared.sampling import MAX_PROMPT_LOGPROBS
 from tests.builders import GREEDY
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
@@ -36,9 +37,10 @@ def tokenize(request_id: str = "a", content: Any = "hello", **fields: Any) -> To
     """A request of one user message."""
     prompt = Prompt(chat=ChatPrompt(({"role": "user", "content": content},), {}))
     defaults = {
-        "frontend_id": 0, "worker_id": 0, "prompt": prompt, "max_tokens": 5, "is_strict": False,
-        "echo": False, "text": TextOptions(), "sampling": GREEDY, "num_choices": 1,
-        "cache_salt": "",
+        "frontend_id": 0, "worker_id": 0, "prompt": prompt, "max_tokens": 5,
+        "max_tokens_param": "max_tokens", "max_prompt_scores": MAX_PROMPT_LOGPROBS,
+        "is_strict": False, "echo": False, "text": TextOptions(), "sampling": GREEDY,
+        "num_choices": 1, "cache_salt": "",
     }  # fmt: skip
     return Tokenize(request_id, **{**defaults, **fields})
 
