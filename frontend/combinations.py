@@ -5,6 +5,8 @@
 
 from typing import Any
 
+from frontend.schemas import CHAT_OPTIONS, TokenizeRequest
+
 Json = dict[str, Any]
 
 
@@ -23,6 +25,12 @@ def _is_not(name: str, value: Any) -> Json:
     return {"properties": {name: {"not": {"const": value}}}}
 
 
+def _is_unset(name: str) -> Json:
+    """The option of /tokenize is absent, or what it is by default."""
+    default = getattr(TokenizeRequest(), name)
+    return {"properties": {name: {"enum": [None, default]}}}
+
+
 def _where(condition: Json, then: Json) -> Json:
     return {"if": condition, "then": then}
 
@@ -31,6 +39,8 @@ _IS_ASSISTANTS = _has("role", const="assistant")
 _CALLS_TOOLS = _has("tool_calls", type="array", minItems=1)
 _GOES_ON = _has("continue_final_message", const=True)
 _ONE_TURN = _is_not("add_generation_prompt", True)  # it goes on, or another one is opened
+_USES_TOOLS = _where(_has("tools", type="array", minItems=1), _has("tool_choice", const="none"))
+_IS_ONE_TEXT = {"anyOf": [_gives("prompt"), _gives("content")]}
 _HAS_OPTIONS_OF_ITS_STREAM = _where(_gives("stream_options"), _has("stream", const=True))
 _SPEAKS_OTHERWISE = [
     _has("refusal", type="string"),
@@ -52,7 +62,7 @@ COMBINATIONS: dict[str, list[Json]] = {  # by the name of the struct; all of the
     "ChatRequest": [
         _HAS_OPTIONS_OF_ITS_STREAM,
         _where(_gives("top_logprobs"), _has("logprobs", const=True)),
-        _where(_has("tools", type="array", minItems=1), _has("tool_choice", const="none")),
+        _USES_TOOLS,
         _where(_GOES_ON, _ONE_TURN),
     ],
     "CompletionRequest": [
@@ -64,11 +74,20 @@ COMBINATIONS: dict[str, list[Json]] = {  # by the name of the struct; all of the
         ),
         _where(
             _has("suffix", type="string", minLength=1),
-            {"allOf": [_is_not("echo", True), _has("prompt", type="string")]},
+            {
+                "allOf": [
+                    _is_not("echo", True),
+                    _has("prompt", type="string"),
+                    {"not": _gives("truncate_prompt_tokens")},
+                    {"not": _gives("truncate")},
+                ]
+            },
         ),
     ],
     "TokenizeRequest": [
         {"oneOf": [_gives("prompt"), _gives("content"), _gives("messages")]},
         _where({"allOf": [_gives("messages"), _GOES_ON]}, _ONE_TURN),
+        _USES_TOOLS,
+        *(_where(_IS_ONE_TEXT, _is_unset(name)) for name in CHAT_OPTIONS),
     ],
 }

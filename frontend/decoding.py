@@ -4,21 +4,33 @@ Quoted input is cut, so that an error is never much longer than this sentence.
 """
 
 import re
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 import orjson
+from msgspec.inspect import (
+    ListType,
+    LiteralType,
+    Metadata,
+    StructType,
+    Type,
+    UnionType,
+    type_info,
+)
 
 from shared.errors import BadRequest, ErrorCode
 
 _MAX_QUOTED_CHARACTERS = 200
 _ROUNDED = -(2.0**63)  # what orjson makes of integers just below 64 bits, which are out of range
 _INTEGER_LISTS = 2  # integers stand in lists of lists at most
+_MAX_KEY_CHARACTERS = 64
 _T = TypeVar("_T")
 
 _MISSING = re.compile(r"^Object missing required field `(.+)`$")
 _WRONG_TYPE = re.compile(r"^Expected `(.+)`, got `(.+)`$")
 _OUT_OF_RANGE = re.compile(r"^Expected `(.+)` (of length [<>]= .+|[<>]=? .+)$")
+_NOT_A_CHOICE = re.compile(r"^Invalid enum value '(.*)'$", re.DOTALL)
+_IN_OBJECT = re.compile(r"^(\w+)\[\.\.\.\]$")  # a value of an object whose keys are the caller's
 _JSON_NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 
 
@@ -50,7 +62,7 @@ def convert(parsed: dict[str, Any], shape: type[_T]) -> _T:
     try:
         return msgspec.convert(parsed, shape)
     except msgspec.ValidationError as error:
-        raise _bad_request(str(error)) from error
+        raise _bad_request(str(error), parsed, shape) from error
 
 
 def quoted(text: str) -> str:
@@ -69,8 +81,9 @@ def _with_integers(value: Any, depth: int) -> Any:
     return value
 
 
-def _bad_request(complaint: str) -> BadRequest:
-    what, param = _split(complaint)
+def _bad_request(complaint: str, parsed: dict[str, Any], shape: type) -> BadRequest:
+    what, path = _split(complaint)
+    param = _param(path, parsed, shape)
     if match := _MISSING.match(what):
         param = f"{param}.{match[1]}".lstrip(".")
         sentence = f"Missing required parameter: '{param}'."
@@ -80,6 +93,10 @@ def _bad_request(complaint: str) -> BadRequest:
         return BadRequest(sentence, param, ErrorCode.INVALID_TYPE)
     if match := _OUT_OF_RANGE.match(what):
         return _out_of_range(param, match[1], match[2])
+    if match := _NOT_A_CHOICE.match(what):
+        choices = ", ".join(map(repr, _choices(type_info(shape), re.findall(r"[a-z_]+", path))))
+        sentence = f"Invalid value for '{param}': {quoted(match[1])} is none of {choices}."
+        return BadRequest(sentence, param)
     return BadRequest(f"Invalid value for '{param}': {quoted(what)}.", param)
 
 
@@ -87,10 +104,36 @@ def _split(complaint: str) -> tuple[str, str]:
     """What is wrong, and the path of the field where it is; "" for the whole body."""
     # The last one: the complaint may quote the caller, who may write such a path too.
     what, mark, path = complaint.rpartition(" - at `$")
-    if not mark:
-        return complaint, ""
-    param = path.removesuffix("`").replace("[...]", "").lstrip(".")
-    return what, param[:_MAX_QUOTED_CHARACTERS]
+    return (what, path.removesuffix("`").lstrip(".")) if mark else (complaint, "")
+
+
+def _param(path: str, parsed: dict[str, Any], shape: type) -> str:
+    """The path as callers write it; of an object with keys of theirs, the first that is wrong."""
+    if match := _IN_OBJECT.match(path):
+        name = match[1]
+        kind = get_type_hints(shape, include_extras=True)[name]
+        for key, value in parsed[name].items():
+            try:
+                msgspec.convert({key: value}, kind)
+            except msgspec.ValidationError:
+                return f"{name}.{key[:_MAX_KEY_CHARACTERS]}"
+    return path.replace("[...]", "")[:_MAX_QUOTED_CHARACTERS]
+
+
+def _choices(kind: Type, path: list[str]) -> tuple[Any, ...]:
+    """The values that the field at this path may have, where they are few; else ()."""
+    match kind:
+        case LiteralType(values) if not path:
+            return values
+        case UnionType(types):
+            return next(filter(None, (_choices(one, path) for one in types)), ())
+        case ListType(item_type=inner) | Metadata(type=inner):
+            return _choices(inner, path)
+        case StructType(fields=fields):
+            named = [field.type for field in fields if field.name == path[0]] if path else []
+            return _choices(named[0], path[1:]) if named else ()
+        case _:
+            return ()
 
 
 def _out_of_range(param: str, kind: str, limit: str) -> BadRequest:

@@ -86,9 +86,12 @@ class Delivery:
         return CompletionShape(accepted, num_choices, has_logprobs=has_logprobs, echo=echo)
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        if not self._framing.ignored_fields:
-            return dict(headers)
-        return {**headers, "x-ignored-fields": self._framing.ignored_fields}
+        return with_ignored_fields(headers, self._framing.ignored_fields)
+
+
+def with_ignored_fields(headers: Mapping[str, str], names: str) -> dict[str, str]:
+    """The headers, and these names of unknown fields if there are any."""
+    return {**headers, "x-ignored-fields": names} if names else dict(headers)
 
 
 async def run_until_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:

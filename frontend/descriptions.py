@@ -23,7 +23,10 @@ FIELDS: dict[str, str] = {
     "ignore_eos": "The model's own end tokens do not end the answer.",
     "include_stop_str_in_output": "The stop text is a part of the answer.",
     "no_stop_trim": "The same as `include_stop_str_in_output`.",
-    "skip_special_tokens": "Control tokens are not shown in the answer's text.",
+    "skip_special_tokens": (
+        "Control tokens are not shown in the answer's text; default true, but false where thoughts "
+        "stay in the content."
+    ),
     # how tokens are chosen
     "temperature": "0 takes the best token; above, the higher, the more even the chances.",
     "top_p": "Only the likeliest tokens that have this probability together; 0 is the best one.",

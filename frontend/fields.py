@@ -1,9 +1,10 @@
 """Every field that clients send, in three lists for each endpoint: the one place to look them up.
 
-A field that would change the answer is obeyed or refused by name, never ignored.
+A known field that would change the answer is obeyed or refused by name, never ignored.
 
 * Obeyed: the fields of the endpoint's shape in `schemas.py`.
-* Refused unless null or neutral: with the values that ask for nothing special.
+* Refused unless null or neutral: with the values that ask for nothing special. Here are also the
+  fields of other endpoints and of other servers (`other_servers.py`).
 * Accepted without effect: the answer would be the same if we obeyed them.
 
 A name in none of the lists is accepted, and reported in the `X-Ignored-Fields` header.
@@ -16,6 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from frontend.other_servers import OF_OTHER_SERVERS
 from frontend.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from shared.errors import BadRequest, ErrorCode
 
@@ -27,28 +29,6 @@ _BOOKKEEPING = frozenset({
     "priority", "request_id", "rid", "session_id",
 })  # fmt: skip
 
-_OF_ANY_ANSWER: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "length_penalty": (1,),
-    "use_beam_search": (False,),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
-    "spaces_between_special_tokens": (True,),
-    "prompt_embeds": (),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
-    "grammar": (),
-    "prompt_logprobs": (),
-    "logprob_token_ids": (),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-}
 _OF_CHAT: dict[str, tuple[Any, ...]] = {
     # OpenAI
     "functions": ([],),
@@ -57,10 +37,47 @@ _OF_CHAT: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "web_search_options": (),
     # vLLM, SGLang and the predecessor
-    "best_of": (1,),
-    "echo": (False,),
     "documents": ([],),
     "chat_template": (),
+    # completions
+    "best_of": (1,),
+    "echo": (False,),
+    "prompt": (),
+    "suffix": ("",),
+}
+_OF_COMPLETIONS: dict[str, tuple[Any, ...]] = {
+    "messages": (),
+    "top_logprobs": (0,),
+    "add_generation_prompt": (),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "reasoning_effort": (),
+    "separate_reasoning": (False,),  # a completion has all of the text in one place
+    "include_reasoning": (True,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+}
+_OF_ANY_ANSWER: dict[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    **OF_OTHER_SERVERS,
+}
+_OF_TOKENIZE: dict[str, tuple[Any, ...]] = {
+    "chat_template": (),
+    "documents": ([],),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "suffix": ("",),
+    "truncate": (),
+    "truncate_prompt_tokens": (),
+    "enable_thinking": (),
+    "thinking": (),
+    "reasoning": (),
+    # llama.cpp; control tokens in text count here, as in /v1/completions
+    "add_special": (),
+    "parse_special": (True,),
+    "with_pieces": (False,),
 }
 
 
@@ -106,14 +123,9 @@ CHAT = Fields(
         "parallel_tool_calls",  # tools themselves are refused
     },
 )  # fmt: skip
-COMPLETION = Fields(CompletionRequest, _OF_ANY_ANSWER)
-TOKENIZE = Fields(
-    TokenizeRequest,
-    {"tools": ([],), "chat_template": (), "media_io_kwargs": (), "mm_processor_kwargs": ()},
-    # llama.cpp: whether control tokens in text count; here they do, as in /v1/completions
-    _BOOKKEEPING,
-)
-DETOKENIZE = Fields(DetokenizeRequest)
+COMPLETION = Fields(CompletionRequest, _OF_ANY_ANSWER | _OF_COMPLETIONS)
+TOKENIZE = Fields(TokenizeRequest, _OF_TOKENIZE)
+DETOKENIZE = Fields(DetokenizeRequest, {"skip_special_tokens": (False,)})  # SGLang's default: true
 
 _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
 _MAX_NAMES = 16

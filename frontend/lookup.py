@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from litestar.types import Receive, Scope, Send
 
-from frontend.delivery import run_until_gone
+from frontend.delivery import run_until_gone, with_ignored_fields
 from frontend.engine_client import EngineClient
 from frontend.events import TextFound, TokensFound
 from frontend.generation import Generation
@@ -18,9 +18,12 @@ Body = Callable[[TokensFound | TextFound], dict[str, Any]]
 class LookupDelivery:
     """Answers one validated lookup; an ASGI application, so that a caller who leaves is noticed."""
 
-    def __init__(self, engine: EngineClient, wanted: Lookup, body: Body) -> None:
+    def __init__(
+        self, engine: EngineClient, wanted: Lookup, ignored_fields: str, body: Body
+    ) -> None:
         self._engine = engine
         self._wanted = wanted
+        self._ignored_fields = ignored_fields
         self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,9 +33,8 @@ class LookupDelivery:
 
     async def _answer(self, generation: Generation, send: Send) -> None:
         body = orjson.dumps(self._body(await generation.found()))
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
+        plain = {"content-type": "application/json", "content-length": str(len(body))}
+        named = with_ignored_fields(plain, self._ignored_fields)
+        headers = [(name.encode(), value.encode()) for name, value in named.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,8 +1,10 @@
 """The fields of a chat request that say how the model thinks, and where its thoughts go. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from frontend.schemas import ChatRequest
+from frontend.schemas import ChatRequest, TokenizeRequest
+from shared.errors import BadRequest
 
 # By the choices of `--reasoning-field`; None: thoughts stay in the content, as they were written.
 _KEYS: dict[str, tuple[str, ...] | None] = {
@@ -11,9 +13,23 @@ _KEYS: dict[str, tuple[str, ...] | None] = {
     "reasoning": ("reasoning",),
     "none": None,
 }
+# What templates are told of by fields of their own; the tokenizer knows the rest of such names.
+_RESERVED_NAMES = frozenset({
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message",
+})  # fmt: skip
 
 
-def template_kwargs(request: ChatRequest) -> dict[str, Any]:
+def refuse_reserved_names(given: Mapping[str, Any]) -> None:
+    """Raises BadRequest for a variable of the template that the body may not set, of any type."""
+    variables = given.get("chat_template_kwargs")
+    for name in variables if isinstance(variables, dict) else ():
+        if name in _RESERVED_NAMES:
+            sentence = f"'{name}' is a reserved name: 'chat_template_kwargs' may not set it."
+            raise BadRequest(sentence, f"chat_template_kwargs.{name}")
+
+
+def template_kwargs(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
     """What the chat template is told; the caller's own words for it win over the effort."""
     told: dict[str, Any] = {}
     if request.reasoning_effort is not None:

@@ -59,7 +59,7 @@ async def tokenize(request: ApiRequest) -> ASGIApp:
     """The token ids of a text or a conversation."""
     _require_json(request)
     service = service_of(request)
-    wanted = translate.tokenize(await request.body(), service.model)
+    wanted, ignored_fields = translate.tokenize(await request.body(), service.model)
     facts = service.engine.model()
     max_model_len = facts.max_model_len if facts else None
 
@@ -69,7 +69,7 @@ async def tokenize(request: ApiRequest) -> ASGIApp:
         answer = {"tokens": found.token_ids, "count": count, "max_model_len": max_model_len}
         return answer if found.strings is None else {**answer, "token_strs": found.strings}
 
-    return LookupDelivery(service.engine, wanted, body)
+    return LookupDelivery(service.engine, wanted, ignored_fields, body)
 
 
 @post(
@@ -82,13 +82,13 @@ async def detokenize(request: ApiRequest) -> ASGIApp:
     """The text of token ids, under the names that vLLM, SGLang and llama.cpp give it."""
     _require_json(request)
     service = service_of(request)
-    wanted = translate.detokenize(await request.body(), service.model)
+    wanted, ignored_fields = translate.detokenize(await request.body(), service.model)
 
     def body(found: TokensFound | TextFound) -> dict[str, Any]:
         assert isinstance(found, TextFound)
         return dict.fromkeys(("prompt", "text", "content"), found.text)
 
-    return LookupDelivery(service.engine, wanted, body)
+    return LookupDelivery(service.engine, wanted, ignored_fields, body)
 
 
 @get(["/v1/models", "/models"], answers={"application/json": ModelList})

@@ -29,6 +29,7 @@ def sampling(
     *,
     random_seed: int,
     max_tokens: int | None,
+    max_tokens_param: str,
     num_logprobs: int | None,
     num_prompt_logprobs: int | None,
 ) -> SamplingParams:
@@ -48,7 +49,7 @@ def sampling(
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
         logit_bias=_logit_bias(request.logit_bias),
-        min_tokens=_min_tokens(request.min_tokens, max_tokens),
+        min_tokens=_min_tokens(request.min_tokens, max_tokens, max_tokens_param),
         ignore_eos=request.ignore_eos,
         stop_token_ids=tuple(request.stop_token_ids),
         num_logprobs=num_logprobs,
@@ -57,14 +58,18 @@ def sampling(
 
 
 def text_options(
-    request: SamplingFields, *, only_scores_prompt: bool = False, splits_thoughts: bool = False
+    request: SamplingFields,
+    *,
+    only_scores_prompt: bool = False,
+    splits_thoughts: bool = False,
+    hides_special_tokens: bool = True,
 ) -> TextOptions:
-    """How the answer becomes text."""
-    stop = request.stop
+    """How the answer becomes text; special tokens are hidden unless the request says otherwise."""
+    hides, stop = request.skip_special_tokens, request.stop
     return TextOptions(
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         includes_stop=request.include_stop_str_in_output or request.no_stop_trim,
-        skips_special_tokens=request.skip_special_tokens,
+        skips_special_tokens=hides_special_tokens if hides is None else hides,
         only_scores_prompt=only_scores_prompt,
         splits_thoughts=splits_thoughts,
     )
@@ -78,9 +83,9 @@ def _logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
     return tuple((int(name), bias) for name, bias in given.items())
 
 
-def _min_tokens(asked: int, max_tokens: int | None) -> int:
+def _min_tokens(asked: int, max_tokens: int | None, param: str) -> int:
     """Within `max_tokens`; what the context leaves is known to the tokenizer only."""
     if max_tokens is not None and asked > max_tokens:
-        sentence = f"'min_tokens' is at most 'max_tokens', which is {max_tokens} here."
+        sentence = f"'min_tokens' is at most '{param}', which is {max_tokens} here."
         raise BadRequest(sentence, "min_tokens")
     return min(asked, MANY)

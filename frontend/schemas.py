@@ -139,7 +139,7 @@ class SamplingFields(Struct, frozen=True, kw_only=True):
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Meta(ge=1)] = 1
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARACTERS)] | None = None
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool = False
     no_stop_trim: bool = False  # SGLang's name for the same
     truncate_prompt_tokens: Truncation | None = None
@@ -188,9 +188,19 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Scalar] | None = None
+    reasoning_effort: Effort | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] = []
+    tool_choice: Annotated[Any, Meta(extra_json_schema={"enum": ["none", "auto"]})] = None
     return_token_strs: bool = False
 
 
+CHAT_OPTIONS = (
+    "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort",
+    "tools", "tool_choice",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class DetokenizeRequest(Struct, frozen=True, kw_only=True):
     """The body of POST /detokenize."""
 

@@ -1,14 +1,15 @@
 """A request's body to what the rooms behind need, or `BadRequest`. Pure; nothing re-checks it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from frontend import conversation, decoding, fields
 from frontend.fields import Fields
-from frontend.reasoning_fields import reasoning_keys, template_kwargs
+from frontend.reasoning_fields import reasoning_keys, refuse_reserved_names, template_kwargs
 from frontend.sampling_fields import MANY, sampling, text_options
 from frontend.schemas import (
+    CHAT_OPTIONS,
     MAX_PROMPTS,
     ChatMessage,
     ChatRequest,
@@ -25,7 +26,6 @@ from shared.parts import ChatPrompt, Prompt, TextPrompt
 _Request = TypeVar("_Request", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
-@dataclass(frozen=True)
 class Rules:
     """What this server makes of requests: its flags, and its model's own settings."""
 
@@ -64,24 +64,30 @@ def chat(body: bytes, rules: Rules, random_seed: int, key_id: str = "") -> Ask:
         raise BadRequest("'top_logprobs' is only allowed with 'logprobs'.", "top_logprobs")
     _refuse_tools(request)
     keys = reasoning_keys(request, rules.reasoning_field)
-    max_tokens = _least(request.max_completion_tokens, request.max_tokens)
+    max_tokens, max_tokens_param = _max_tokens(request)
     submission = Submission(
         id_prefix="chatcmpl",
-        prompts=(_chat_prompt(request, _truncate_to(request), template_kwargs(request)),),
+        prompts=(_chat_prompt(request, _truncation(request)[1]),),
         max_tokens=max_tokens,
         is_strict=rules.strict_max_tokens,
         echo=False,
-        text=text_options(request, splits_thoughts=keys is not None),
+        text=text_options(
+            request,
+            splits_thoughts=keys is not None,
+            hides_special_tokens=keys is not None,  # else thoughts stay as they were written
+        ),
         sampling=sampling(
             request,
             rules.sampling_defaults,
             random_seed=random_seed,
             max_tokens=max_tokens,
+            max_tokens_param=max_tokens_param,
             num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             num_prompt_logprobs=None,
         ),
         num_choices=request.n,
         cache_salt=_salt(request, key_id),
+        max_tokens_param=max_tokens_param,
     )
     framing = _framing(request, request.logprobs, False, ignored_fields)
     return _checked(submission, replace(framing, reasoning_keys=keys or ()), rules)
@@ -90,15 +96,14 @@ def chat(body: bytes, rules: Rules, random_seed: int, key_id: str = "") -> Ask:
 def completion(body: bytes, rules: Rules, random_seed: int, key_id: str = "") -> Ask:
     """A completion request; see `chat`."""
     request, ignored_fields = _parse(body, fields.COMPLETION, CompletionRequest, rules.model)
-    max_tokens = _least(request.max_completion_tokens, request.max_tokens)
-    if max_tokens is None:
-        max_tokens = rules.completion_max_tokens
-    _check_completion(request, max_tokens)
+    asked, max_tokens_param = _max_tokens(request)
+    max_tokens = rules.completion_max_tokens if asked is None else asked
+    _check_completion(request, max_tokens, max_tokens_param)
     submission = Submission(
         id_prefix="cmpl",
         prompts=tuple(_text_prompts(request)),
         max_tokens=max_tokens,
-        is_strict=rules.strict_max_tokens and request.max_tokens is not None,
+        is_strict=rules.strict_max_tokens and asked is not None,
         echo=request.echo,
         text=text_options(request, only_scores_prompt=max_tokens == 0),
         sampling=sampling(
@@ -106,38 +111,42 @@ def completion(body: bytes, rules: Rules, random_seed: int, key_id: str = "") ->
             rules.sampling_defaults,
             random_seed=random_seed,
             max_tokens=max_tokens,
+            max_tokens_param=max_tokens_param,
             num_logprobs=request.logprobs,
             num_prompt_logprobs=request.logprobs if request.echo else None,
         ),
         num_choices=request.n,
         cache_salt=_salt(request, key_id),
+        max_tokens_param=max_tokens_param,
     )
     has_logprobs = request.logprobs is not None
     framing = _framing(request, has_logprobs, request.echo, ignored_fields)
     return _checked(submission, framing, rules)
 
 
-def tokenize(body: bytes, model: ServedModel) -> Lookup:
-    """A request for the ids of a text or a conversation."""
-    request, _ = _parse(body, fields.TOKENIZE, TokenizeRequest, model)
+def tokenize(body: bytes, model: ServedModel) -> tuple[Lookup, str]:
+    """A request for the ids of a text or a conversation, and the names of its unknown fields."""
+    request, ignored_fields = _parse(body, fields.TOKENIZE, TokenizeRequest, model)
     texts = {"prompt": request.prompt, "content": request.content, "messages": request.messages}
     given = [name for name, value in texts.items() if value is not None]
     if len(given) != 1:
         sentence = "Give exactly one of 'prompt', 'content' and 'messages'."
         raise BadRequest(sentence, given[1] if given else "prompt", ErrorCode.MISSING_PARAMETER)
     if request.messages is not None:
-        prompt = _chat_prompt(request, None, request.chat_template_kwargs or {})
+        _refuse_tools(request)
+        prompt = _chat_prompt(request, None)
     else:
+        _refuse_chat_options(request, given[0])
         text = request.prompt if request.prompt is not None else request.content or ""
         special = request.add_special_tokens is not False
         prompt = Prompt(text=TextPrompt(text, add_special_tokens=special), param=given[0])
-    return Lookup(prompt, wants_strings=request.return_token_strs)
+    return Lookup(prompt, wants_strings=request.return_token_strs), ignored_fields
 
 
-def detokenize(body: bytes, model: ServedModel) -> Lookup:
-    """A request for the text of ids."""
-    request, _ = _parse(body, fields.DETOKENIZE, DetokenizeRequest, model)
-    return Lookup(None, token_ids=tuple(request.tokens))
+def detokenize(body: bytes, model: ServedModel) -> tuple[Lookup, str]:
+    """A request for the text of ids, and the names of its unknown fields."""
+    request, ignored_fields = _parse(body, fields.DETOKENIZE, DetokenizeRequest, model)
+    return Lookup(None, token_ids=tuple(request.tokens)), ignored_fields
 
 
 def _parse(
@@ -146,6 +155,7 @@ def _parse(
     """The request in its shape, and the names of its unknown fields."""
     given = decoding.parse_object(body)
     known.refuse_unsupported(given)
+    refuse_reserved_names(given)
     request = decoding.convert(given, shape)
     if request.model is not None:
         model.require(request.model)
@@ -161,7 +171,15 @@ def _checked(submission: Submission, framing: Framing, rules: Rules) -> Ask:
     return Ask(submission, framing)
 
 
-def _refuse_tools(request: ChatRequest) -> None:
+def _refuse_chat_options(request: TokenizeRequest, text: str) -> None:
+    """Raises BadRequest for what only a conversation can have, beside the field `text`."""
+    unset = TokenizeRequest()
+    for name in CHAT_OPTIONS:
+        if getattr(request, name) != getattr(unset, name):
+            raise BadRequest(f"'{name}' is not allowed with '{text}': it is for 'messages'.", name)
+
+
+def _refuse_tools(request: ChatRequest | TokenizeRequest) -> None:
     """Tools that must not be called are left out of the prompt; others are not supported yet."""
     refused = {
         "tool_choice": request.tool_choice not in (None, "none", "auto"),
@@ -173,21 +191,14 @@ def _refuse_tools(request: ChatRequest) -> None:
             raise BadRequest(sentence, name, ErrorCode.UNSUPPORTED_PARAMETER)
 
 
-def _chat_prompt(
-    request: ChatRequest | TokenizeRequest, truncate_to: int | None, kwargs: Mapping[str, Any]
-) -> Prompt:
+def _chat_prompt(request: ChatRequest | TokenizeRequest, truncate_to: int | None) -> Prompt:
     messages: list[ChatMessage] = request.messages or []
-    goes_on = request.continue_final_message
-    if goes_on and request.add_generation_prompt:
-        sentence = "'continue_final_message' and 'add_generation_prompt' exclude each other."
-        raise BadRequest(sentence, "continue_final_message")
-    if goes_on and (not messages or messages[-1].role != "assistant"):
-        sentence = "'continue_final_message' needs a last message of the assistant."
-        raise BadRequest(sentence, "continue_final_message")
-    opens = request.add_generation_prompt
+    goes_on, opens = request.continue_final_message, request.add_generation_prompt
+    if goes_on:
+        _check_last(messages, opens_turn=bool(opens))
     conversation_prompt = ChatPrompt(
         messages=conversation.render(messages),
-        template_kwargs=dict(kwargs),
+        template_kwargs=template_kwargs(request),
         add_generation_prompt=not goes_on if opens is None else opens,
         continue_final_message=goes_on,
         add_special_tokens=bool(request.add_special_tokens),
@@ -195,9 +206,21 @@ def _chat_prompt(
     return Prompt(chat=conversation_prompt, truncate_to=truncate_to)
 
 
+def _check_last(messages: Sequence[ChatMessage], *, opens_turn: bool) -> None:
+    """Raises BadRequest for a last message from which no answer can go on."""
+    param = "continue_final_message"
+    if opens_turn:
+        sentence = f"'{param}' and 'add_generation_prompt' exclude each other."
+        raise BadRequest(sentence, param)
+    if not messages or messages[-1].role != "assistant":
+        raise BadRequest(f"'{param}' needs a last message of the assistant.", param)
+    if messages[-1].tool_calls:  # they come after the text that would go on
+        raise BadRequest(f"'{param}' needs a last message without 'tool_calls'.", param)
+
+
 def _text_prompts(request: CompletionRequest) -> Iterator[Prompt]:
     """The prompts of a completion: one, or as many as the list has texts or lists of ids."""
-    given, truncate_to = request.prompt, _truncate_to(request)
+    given, (_, truncate_to) = request.prompt, _truncation(request)
     if isinstance(given, str):
         given = [given]
     if all(isinstance(item, int) for item in given):
@@ -218,34 +241,45 @@ def _text_prompts(request: CompletionRequest) -> Iterator[Prompt]:
                 raise BadRequest(sentence, "prompt", ErrorCode.INVALID_TYPE)
 
 
-def _check_completion(request: CompletionRequest, max_tokens: int) -> None:
+def _check_completion(request: CompletionRequest, max_tokens: int, max_tokens_param: str) -> None:
     if request.best_of not in (None, request.n):
         sentence = "'best_of' other than 'n' is not supported by this server."
         raise BadRequest(sentence, "best_of", ErrorCode.UNSUPPORTED_PARAMETER)
     if max_tokens == 0 and not request.echo:
-        raise BadRequest("'max_tokens' may be 0 only with 'echo'.", "max_tokens")
-    if not request.suffix:
-        return
+        raise BadRequest(f"'{max_tokens_param}' may be 0 only with 'echo'.", max_tokens_param)
+    if request.suffix:
+        _check_suffix(request)
+
+
+def _check_suffix(request: CompletionRequest) -> None:
     if request.echo:
         raise BadRequest("'echo' is not supported with 'suffix'.", "echo")
     if not isinstance(request.prompt, str):
         raise BadRequest("'suffix' needs a 'prompt' that is one string.", "suffix")
+    name, truncate_to = _truncation(request)
+    if truncate_to is not None:
+        sentence = f"'{name}' is not supported with 'suffix': shorten both texts instead."
+        raise BadRequest(sentence, name)
 
 
-def _truncate_to(request: SamplingFields) -> int | None:
+def _truncation(request: SamplingFields) -> tuple[str, int | None]:
+    """Which field says how many of the prompt's tokens are kept, and how many; None: all."""
     for name in ("truncate_prompt_tokens", "truncate"):
         asked: int | None = getattr(request, name)
         if asked == 0:
             raise BadRequest(f"'{name}' is at least 1, or -1 for what the context takes.", name)
         if asked is not None:
-            return asked
-    return None
+            return name, asked
+    return "", None
 
 
-def _least(first: int | None, second: int | None) -> int | None:
-    """The first that is given, within what a tensor index can hold."""
-    given = [limit for limit in (first, second) if limit is not None]
-    return min(given[0], MANY) if given else None
+def _max_tokens(request: ChatRequest | CompletionRequest) -> tuple[int | None, str]:
+    """The most tokens of an answer, within what a tensor index can hold, and the field's name."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        asked: int | None = getattr(request, name)
+        if asked is not None:
+            return min(asked, MANY), name
+    return None, "max_tokens"
 
 
 def _salt(request: SamplingFields, key_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The documents say what the code does: every flag, message, error code, target and path.
+"""The documents say what the code does: every flag, field, route, message, error code and path.
 
 `python -m tests.test_docs` (`make docs`) writes the table of flags anew.
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from frontend import app, fields, openapi
+from frontend.fields import Fields
 from shared import messages, parts
 from shared.errors import FAILURES
 from shared.launching import flags
@@ -112,6 +114,36 @@ def test_every_error_code_is_in_the_table_with_its_status() -> None:
         after = "–" if seconds is None else f"{seconds} s"
         expected.append([shown, str(failure.status), f"`{failure.type}`", after])
     assert documented == expected
+
+
+# ── the API ──────────────────────────────────────────────────────────────────────────────────────
+
+SECTIONS = {
+    "Chat only": fields.CHAT,
+    "Completions only": fields.COMPLETION,
+    "Tokenize": fields.TOKENIZE,
+    "Detokenize": fields.DETOKENIZE,
+}
+
+
+def documented_fields(title: str) -> set[str]:
+    """The names in the first column of the table of this section of docs/api.md."""
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    section = text.partition(f"### {title}\n")[2].partition("\n#")[0]
+    first_cells = re.findall(r"^\| ([^|]*) \|", section, re.MULTILINE)
+    return {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.mark.parametrize(("title", "known"), SECTIONS.items())
+def test_every_obeyed_field_is_in_the_table_of_its_endpoint(title: str, known: Fields) -> None:
+    shared_table = documented_fields("Chat and completions") if title.endswith("only") else set()
+    assert documented_fields(title) | shared_table == set(known.shape.__struct_fields__)
+
+
+def test_every_route_is_in_the_table() -> None:
+    documented = [route for cell, _ in rows("docs/api.md", "Route") for route in cell.split(", ")]
+    served = openapi.endpoints(openapi.document(app._HANDLERS, (), max_choices=8))
+    assert sorted(documented) == sorted(f"`{route}`" for route in served)
 
 
 # ── commands and paths ───────────────────────────────────────────────────────────────────────────

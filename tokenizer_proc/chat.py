@@ -101,9 +101,14 @@ class ChatEncoder:
     def _check_names(self, template_kwargs: dict[str, Any]) -> None:
         """Refuses a variable that the template does not read, so that none is silently ignored."""
         for name in template_kwargs:
-            if name in _RESERVED_NAMES or name not in self._names_read:
-                field = f"chat_template_kwargs.{name[:64]}"
-                raise BadRequest(f"the chat template does not read {name[:64]!r}", field)
+            shown = name[:64]
+            if name in _RESERVED_NAMES:
+                sentence = f"{shown!r} is a reserved name: 'chat_template_kwargs' may not set it"
+            elif name not in self._names_read:
+                sentence = f"the chat template does not read {shown!r}"
+            else:
+                continue
+            raise BadRequest(sentence, f"chat_template_kwargs.{shown}")
 
     def _render_disguised(self, chat: _Chat, disguise: Disguise) -> str:
         """The rendered chat, in which every control token is the template's own.
@@ -177,7 +182,7 @@ def _cut(rendered: str, chat: _Chat) -> str:
     if chat.mark is None:
         return rendered
     text, mark, rest = rendered.rpartition(chat.mark)
-    if not mark:
+    if not mark or chat.mark in text:  # a message that is written twice ends in two places
         raise _not_continued()
     return text if rest.startswith(" ") else text.rstrip()
 
@@ -190,7 +195,7 @@ def _check_end(text: str, chat: _Chat) -> None:
 
 
 def _not_continued() -> BadRequest:
-    sentence = "The chat template changes the last message, so that it cannot be continued."
+    sentence = "The chat template changes or repeats the last message: it cannot be continued."
     return BadRequest(sentence, "continue_final_message")
 
 

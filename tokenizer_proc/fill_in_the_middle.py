@@ -37,10 +37,20 @@ class Format:
 
 
 FORMATS = (
-    # CodeGemma, and Qwen 2.5 Coder (Hui et al., 2024)
+    # CodeGemma, and Qwen 2.5 Coder (Hui et al., 2024); the ends are those of its example for this
     Format(
         ("<|fim_prefix|>", PREFIX, "<|fim_suffix|>", SUFFIX, "<|fim_middle|>"),
-        ends=("<|file_separator|>",),
+        ends=(
+            "<|fim_prefix|>",
+            "<|fim_suffix|>",
+            "<|fim_middle|>",
+            "<|file_separator|>",  # CodeGemma
+            "<|fim_pad|>",
+            "<|repo_name|>",
+            "<|file_sep|>",
+            "<|im_end|>",
+            "<|endoftext|>",
+        ),
     ),
     # StarCoder (Li et al., 2023)
     Format(("<fim_prefix>", PREFIX, "<fim_suffix>", SUFFIX, "<fim_middle>")),

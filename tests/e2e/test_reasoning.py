@@ -98,6 +98,21 @@ def test_a_stop_string_ends_thoughts_as_well(client: openai.OpenAI) -> None:
     assert thoughts_of(choice.message) == thoughts[:5].rstrip()
 
 
+@pytest.mark.parametrize("effort", ["none", "low"])
+def test_a_conversation_has_as_many_tokens_as_the_prompt_of_its_chat(
+    client: openai.OpenAI, effort: str
+) -> None:
+    body = {
+        "messages": [{"role": "user", "content": QUESTION}],
+        "reasoning_effort": effort,
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tool_choice": "none",
+    }
+    found: Any = client.post("/tokenize", body=body, cast_to=object)
+    answer: Any = client.post("/chat/completions", body={**body, "max_tokens": 1}, cast_to=object)
+    assert found["count"] == len(found["tokens"]) == answer["usage"]["prompt_tokens"]
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
 def test_thoughts_may_be_sent_back(client: openai.OpenAI, key: str) -> None:
     message = ask(client).choices[0].message

@@ -142,6 +142,11 @@ TOKENIZE: dict[str, Row] = {
         {"prompt": None, "messages": HELLO, "chat_template_kwargs": {"a": 1}},
         {"a": 1},
     ),
+    "reasoning_effort": (
+        "prompt.chat.template_kwargs",
+        {"prompt": None, "messages": HELLO, "reasoning_effort": "none"},
+        {"reasoning_effort": "none", "enable_thinking": False},
+    ),
     "return_token_strs": ("wants_strings", {"return_token_strs": True}, True),
 }
 
@@ -163,11 +168,11 @@ def completion(**given: Any) -> Seen:
 
 
 def tokenize(**given: Any) -> Any:
-    return translate.tokenize(_json({"prompt": "hello", **given}), MODEL)
+    return translate.tokenize(_json({"prompt": "hello", **given}), MODEL)[0]
 
 
 def detokenize(**given: Any) -> Any:
-    return translate.detokenize(_json({"tokens": [1], **given}), MODEL)
+    return translate.detokenize(_json({"tokens": [1], **given}), MODEL)[0]
 
 
 def _json(body: dict[str, Any]) -> bytes:
@@ -188,6 +193,14 @@ SHOWN_BY_REFUSAL = {
     ("completion", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),
     ("completion", "best_of"): ({"best_of": 2}, ErrorCode.UNSUPPORTED_PARAMETER),
     ("tokenize", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),
+    ("tokenize", "tools"): (
+        {"prompt": None, "messages": HELLO, "tools": [{"type": "function"}]},
+        ErrorCode.UNSUPPORTED_PARAMETER,
+    ),
+    ("tokenize", "tool_choice"): (
+        {"prompt": None, "messages": HELLO, "tool_choice": "required"},
+        ErrorCode.UNSUPPORTED_PARAMETER,
+    ),
     ("detokenize", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),
 }
 ROWS = [

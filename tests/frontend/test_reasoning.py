@@ -90,10 +90,21 @@ def test_a_request_may_leave_thoughts_where_they_are_or_leave_them_out() -> None
     assert how(chat(include_reasoning=True, separate_reasoning=True)) == (True, BOTH)
 
 
+def test_thoughts_that_stay_in_the_content_keep_marks_that_are_special_tokens() -> None:
+    def hides(*flags: str, **given: Any) -> bool:
+        return chat(*flags, **given).submission.text.skips_special_tokens
+
+    assert hides() is hides(include_reasoning=False) is True
+    assert hides("none") is hides(separate_reasoning=False) is False
+    assert hides("none", skip_special_tokens=True) is True
+    assert hides(skip_special_tokens=False) is False
+
+
 def test_completions_never_split() -> None:
     rules = translate.Rules(MODEL, 8, {})
     ask = translate.completion(b'{"prompt": "hello"}', rules, random_seed=5)
     assert how(ask) == (False, ())
+    assert ask.submission.text.skips_special_tokens
 
 
 @pytest.mark.parametrize(

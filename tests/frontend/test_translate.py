@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from frontend import translate
-from frontend.fields import CHAT, COMPLETION, DETOKENIZE, TOKENIZE, Fields
+from frontend.fields import CHAT
 from frontend.schemas import MAX_PARTS, MAX_TOOL_CALLS
 from frontend.served_model import ServedModel
 from shared import wire
@@ -63,27 +63,6 @@ def test_a_whole_number_is_an_integer_however_it_is_written() -> None:
     nested = [[5.0, 6], [7]]
     asked = translate.completion(json.dumps({"prompt": nested}).encode(), RULES, random_seed=5)
     assert [prompt.token_ids for prompt in asked.submission.prompts] == [(5, 6), (7,)]
-
-
-def test_neutral_values_and_fields_without_effect_pass_in_silence() -> None:
-    neutral = {name: values[0] for name, values in CHAT.neutral_values.items() if values}
-    assert chat(**neutral, **dict.fromkeys(CHAT.without_effect, "x")) == chat()
-
-
-@pytest.mark.parametrize("known", [CHAT, COMPLETION, TOKENIZE, DETOKENIZE])
-def test_lists_do_not_overlap(known: Fields) -> None:
-    obeyed = set(known.shape.__struct_fields__)
-    assert not obeyed & known.without_effect
-    assert not (obeyed | known.without_effect) & known.neutral_values.keys()
-
-
-def test_unknown_fields_are_named_safely() -> None:
-    assert chat(foo=1, bar=None).framing.ignored_fields == "foo"
-    evil = {f"a\r\nX-Evil: {i}" + "z" * 100: 1 for i in range(40)}
-    ignored = chat(**evil).framing.ignored_fields
-    assert "\r" not in ignored
-    assert len(ignored) < 16 * 67
-    assert ignored.isascii()
 
 
 MESSAGES = [
@@ -209,6 +188,21 @@ BAD_BODIES = [
         ErrorCode.UNSUPPORTED_PARAMETER,
     ),
     ({"messages": HELLO, "stop": ["a", ""]}, "stop[1]", ErrorCode.INVALID_VALUE),
+    (
+        {"messages": HELLO, "chat_template_kwargs": {"a": 1, "b.c": [1]}},
+        "chat_template_kwargs.b.c",
+        ErrorCode.INVALID_TYPE,
+    ),
+    (
+        {"messages": HELLO, "chat_template_kwargs": {"a": 1, "tools": []}},
+        "chat_template_kwargs.tools",
+        ErrorCode.INVALID_VALUE,
+    ),
+    (
+        {"messages": assistant(), "continue_final_message": True},
+        "continue_final_message",
+        ErrorCode.INVALID_VALUE,
+    ),
     ([1], None, ErrorCode.INVALID_TYPE),
 ]
 
@@ -223,7 +217,6 @@ BAD_VALUES = [
     ("stop", "x" * 257, ErrorCode.INVALID_VALUE),
     ("stop", 5, ErrorCode.INVALID_TYPE),
     ("stream_options", {"include_usage": True}, ErrorCode.INVALID_VALUE),
-    ("chat_template_kwargs", {"a": [1]}, ErrorCode.INVALID_TYPE),
     ("chat_template_kwargs", "x", ErrorCode.INVALID_TYPE),
     ("n", 0, ErrorCode.INVALID_VALUE),
     ("n", 9, ErrorCode.INVALID_VALUE),

@@ -50,7 +50,8 @@ def test_a_completion_has_16_tokens_unless_it_says_otherwise() -> None:
 
 def test_only_what_was_asked_for_can_be_too_much() -> None:
     strict = translate.Rules(MODEL, 8, {}, strict_max_tokens=True)
-    for given, is_strict in (({}, False), ({"max_tokens": 20}, True)):
+    asked: tuple[dict[str, int], ...] = ({}, {"max_tokens": 20}, {"max_completion_tokens": 20})
+    for given, is_strict in zip(asked, (False, True, True), strict=True):
         body = json.dumps({"prompt": "a", **given}).encode()
         assert translate.completion(body, strict, 5).submission.is_strict is is_strict
 
@@ -60,6 +61,15 @@ def test_a_prompt_may_be_scored_without_an_answer() -> None:
     assert ask.submission.max_tokens == 0
     assert ask.submission.text.only_scores_prompt
     assert not completion(echo=True).submission.text.only_scores_prompt
+
+
+def test_the_length_is_called_by_the_name_that_was_sent() -> None:
+    for given in ("max_tokens", "max_completion_tokens"):
+        assert completion(**{given: 3}).submission.max_tokens_param == given
+        with pytest.raises(BadRequest, match=f"'{given}' may be 0 only with 'echo'") as caught:
+            completion(**{given: 0})
+        assert caught.value.param == given
+    assert completion().submission.max_tokens_param == "max_tokens"
 
 
 def test_each_choice_of_each_prompt_counts() -> None:
@@ -91,6 +101,13 @@ def test_an_empty_suffix_is_none() -> None:
         ({"logprobs": 21}, "logprobs", ErrorCode.INVALID_VALUE),
         ({"suffix": "x", "echo": True}, "echo", ErrorCode.INVALID_VALUE),
         ({"suffix": "x", "prompt": ["a"]}, "suffix", ErrorCode.INVALID_VALUE),
+        ({"suffix": "x", "truncate": 5}, "truncate", ErrorCode.INVALID_VALUE),
+        (
+            {"suffix": "x", "truncate_prompt_tokens": -1},
+            "truncate_prompt_tokens",
+            ErrorCode.INVALID_VALUE,
+        ),
+        ({"reasoning_effort": "low"}, "reasoning_effort", ErrorCode.UNSUPPORTED_PARAMETER),
         ({"best_of": 3, "n": 2}, "best_of", ErrorCode.UNSUPPORTED_PARAMETER),
         ({"min_tokens": 17}, "min_tokens", ErrorCode.INVALID_VALUE),
     ],

@@ -88,10 +88,6 @@ BAD_VALUES = [
     ("logit_bias", {"٥": 1}, ErrorCode.INVALID_VALUE),
     ("logit_bias", {"9" * 9999: 1}, ErrorCode.INVALID_VALUE),
     ("logit_bias", {"5\n": 1}, ErrorCode.INVALID_VALUE),
-    ("logit_bias", {"5": 100.5}, ErrorCode.INVALID_VALUE),
-    ("logit_bias", {"5": -101}, ErrorCode.INVALID_VALUE),
-    ("logit_bias", {"5": "1"}, ErrorCode.INVALID_TYPE),
-    ("logit_bias", {"5": None}, ErrorCode.INVALID_TYPE),
     ("logit_bias", {str(n): 1 for n in range(1025)}, ErrorCode.INVALID_VALUE),
     ("logit_bias", [5], ErrorCode.INVALID_TYPE),
     ("min_p", -0.1, ErrorCode.INVALID_VALUE),
@@ -108,6 +104,29 @@ BAD_VALUES = [
     ("stop_token_ids", 5, ErrorCode.INVALID_TYPE),
     ("stop_token_ids", [1] * 129, ErrorCode.INVALID_VALUE),
 ]
+
+
+@pytest.mark.parametrize(
+    ("bias", "code"),
+    [
+        (100.5, ErrorCode.INVALID_VALUE),
+        (-101, ErrorCode.INVALID_VALUE),
+        ("1", ErrorCode.INVALID_TYPE),
+        (None, ErrorCode.INVALID_TYPE),
+    ],
+)
+def test_a_bad_bias_is_named_by_its_token(bias: Any, code: ErrorCode) -> None:
+    with pytest.raises(BadRequest) as caught:
+        chat(logit_bias={"4": 1, "5": bias, "6": "x"})
+    assert (caught.value.param, caught.value.code) == ("logit_bias.5", code)
+
+
+@pytest.mark.parametrize("given", ["max_tokens", "max_completion_tokens"])
+def test_the_bound_of_min_tokens_is_the_field_that_was_sent(given: str) -> None:
+    with pytest.raises(BadRequest, match=f"at most '{given}', which is 2 here") as caught:
+        chat(min_tokens=3, **{given: 2})
+    assert caught.value.param == "min_tokens"
+    assert chat(min_tokens=2, **{given: 2}).submission.max_tokens_param == given
 
 
 @pytest.mark.parametrize(("name", "value", "code"), BAD_VALUES)

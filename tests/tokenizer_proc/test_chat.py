@@ -222,6 +222,12 @@ def test_variables_that_the_template_does_not_read_are_refused(name: str) -> Non
     assert caught.value.param == f"chat_template_kwargs.{name}"
 
 
+@pytest.mark.parametrize("name", ["tools", "documents", "tokenize"])
+def test_variables_that_are_not_the_callers_are_reserved(name: str) -> None:
+    with pytest.raises(BadRequest, match=f"'{name}' is a reserved name"):
+        CHAT_ENCODERS["chatml"].encode([{"role": "user", "content": "a"}], None, {name: "x"})
+
+
 def test_thinking_may_be_asked_for_whatever_the_template() -> None:
     messages = [{"role": "user", "content": "a"}]
     asked = CHAT_ENCODERS["chatml"].encode(messages, None, {"enable_thinking": False})
@@ -282,6 +288,7 @@ def test_a_continued_message_ends_where_its_text_does_and_is_text(name: str, end
         "{% for m in messages %}{{ m.content.split('so')[0] }}{% endfor %}",
         "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}",
         "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+        "{% for m in messages %}{{ m.content }}{% endfor %} Again: {{ messages[-1].content }}",
     ],
 )
 def test_a_message_that_the_template_changes_cannot_be_continued(template: str) -> None:

@@ -100,7 +100,15 @@ def test_code_llamas_middle_ends_at_a_token_of_its_own() -> None:
     encoder = PromptEncoder(tokenizer)
     assert encoder.end_token_ids(Prompt(text=TextPrompt("a", "b"))) == (tokenizer.eot_id,)
     assert encoder.end_token_ids(Prompt(text=TextPrompt("a"))) == ()
-    assert PromptEncoder(TOKENIZERS["Qwen"]).end_token_ids(Prompt(text=TextPrompt("a", "b"))) == ()
+
+
+def test_qwens_middle_ends_where_its_makers_example_ends() -> None:
+    marks = ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]
+    tokenizer = tokenizer_with([*MARKS["Qwen"], *marks])
+    ends = PromptEncoder(tokenizer).end_token_ids(Prompt(text=TextPrompt("a", "b")))
+    found = set(tokenizer.convert_ids_to_tokens(list(ends)))
+    assert found == {*MARKS["Qwen"], *marks, "<|im_end|>", "<|endoftext|>"}
+    assert PromptEncoder(tokenizer).end_token_ids(Prompt(text=TextPrompt("a"))) == ()
 
 
 def test_a_model_without_such_tokens_takes_no_suffix() -> None:
