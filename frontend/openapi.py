@@ -16,6 +16,7 @@ from frontend.answers import ErrorBody
 from frontend.combinations import COMBINATIONS
 from frontend.descriptions import FIELDS
 from frontend.fields import Fields
+from frontend.other_servers import OF_OTHER_SERVERS
 from frontend.version import VERSION
 from shared.errors import FAILURES
 
@@ -161,11 +162,14 @@ def _complete(schema: Json, fields: Fields, max_choices: int) -> None:
         name: _described(name, field if name in required else _or_null(field))
         for name, field in properties.items()
     }
+    # Those of other servers, over a hundred, stand in the body's description alone.
     neutral = {
-        name: {"enum": [*values, None]} for name, values in sorted(fields.neutral_values.items())
+        name: {"enum": [*values, None]}
+        for name, values in sorted(fields.neutral_values.items())
+        if name not in OF_OTHER_SERVERS
     }
     if neutral:
-        schema["allOf"].append({"properties": neutral})
+        schema.setdefault("allOf", []).append({"properties": neutral})
 
 
 def _described(name: str, schema: Json) -> Json:

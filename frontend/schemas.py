@@ -194,13 +194,12 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
     return_token_strs: bool = False
 
 
-CHAT_OPTIONS = (
+CHAT_OPTIONS = (  # of a TokenizeRequest: what only a conversation can have
     "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort",
     "tools", "tool_choice",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
 class DetokenizeRequest(Struct, frozen=True, kw_only=True):
     """The body of POST /detokenize."""
 

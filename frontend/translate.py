@@ -26,6 +26,7 @@ from shared.parts import ChatPrompt, Prompt, TextPrompt
 _Request = TypeVar("_Request", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
+@dataclass(frozen=True)
 class Rules:
     """What this server makes of requests: its flags, and its model's own settings."""
 

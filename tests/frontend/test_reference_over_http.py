@@ -14,6 +14,7 @@ from schemathesis.core.result import Ok
 from frontend import app, fields
 from frontend.descriptions import FIELDS
 from frontend.fields import Fields
+from frontend.other_servers import OF_OTHER_SERVERS
 from frontend.version import VERSION
 from shared.errors import FAILURES
 from tests.frontend.conftest import RunningServer, serving
@@ -30,8 +31,9 @@ BODIES = {
     "/v1/tokenize": fields.TOKENIZE,
     "/v1/detokenize": fields.DETOKENIZE,
 }
-# Refused for what another field says, the last message, or the depth of arguments in a string.
-BEYOND_JSON_SCHEMA = ("min_tokens", "continue_final_message", "arguments")
+# Refused for what another field says, the last message, the depth of arguments in a string, or as a
+# name of another server, which the document gives in words.
+BEYOND_JSON_SCHEMA = ("min_tokens", "continue_final_message", "arguments", *OF_OTHER_SERVERS)
 REFUSED = [
     *(body for body, param, _ in BAD_BODIES if not str(param).endswith(BEYOND_JSON_SCHEMA)),
     *(

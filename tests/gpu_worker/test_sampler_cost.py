@@ -88,7 +88,7 @@ def operations(*settings: dict[str, Any]) -> Counter[str]:
 def test_a_greedy_step_looks_at_the_logits_once() -> None:
     names = operations(*[{"temperature": 0.0}] * 40)
     assert names["max"] == 1
-    assert sum(names.values()) <= 12
+    assert sum(names.values()) <= 24  # most of them on one number for each block or row
     assert not names.keys() & {"sort", "topk", "log1p_", "bitwise_xor_", "clone", "_to_copy"}
 
 
