@@ -11,6 +11,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend import page, probes, reference, routes
 from frontend.cors import with_cors
+from frontend.delivery import REQUEST_ID
 from frontend.errors_over_http import EXCEPTION_HANDLERS
 from frontend.keys import Keys, with_keys
 from frontend.lingering import with_lingering
@@ -91,6 +92,6 @@ def _with_request_id(app: ASGIApp) -> ASGIApp:
                 MutableScopeHeaders.from_message(message)["x-request-id"] = request_id
             await send(message)
 
-        await app(scope, receive, send_with_id)
+        await app(cast("Scope", {**scope, REQUEST_ID: request_id}), receive, send_with_id)
 
     return call

@@ -26,6 +26,8 @@ from frontend.translate import Ask
 
 logger = logging.getLogger(__name__)
 
+REQUEST_ID = "x_request_id"  # where the ASGI scope holds the id that the caller knows
+
 _STREAM_HEADERS = {
     "content-type": stream.MEDIA_TYPE,
     "cache-control": "no-cache",
@@ -44,7 +46,8 @@ class Delivery:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises RequestError when the request fails before the first byte."""
-        with self._engine.submit(self._wanted) as generation:
+        caller_id = str(scope.get(REQUEST_ID, ""))
+        with self._engine.submit(self._wanted, caller_id) as generation:
             head = Head(generation.request_id, int(time.time()), self._model)
             answer = self._stream if self._framing.stream else self._answer_whole
             try:

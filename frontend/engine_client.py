@@ -78,8 +78,11 @@ class EngineClient:
         """Raises RequestError where even one more answer would be refused."""
         self._refuse(self._door_problem(1))
 
-    def submit(self, wanted: Submission) -> Generation:
-        """Starts a request or lets it wait, or raises RequestError; use the result in a `with`."""
+    def submit(self, wanted: Submission, caller_id: str = "") -> Generation:
+        """Starts a request or lets it wait, or raises RequestError; use the result in a `with`.
+
+        `caller_id` is how the caller knows the request; the log names it.
+        """
         self._refuse(self._door_problem(wanted.total_choices))
         name = f"{wanted.id_prefix}-{uuid.uuid4().hex}"
         ids = _numbered(name, len(wanted.prompts))
@@ -90,7 +93,8 @@ class EngineClient:
             num_choices=wanted.num_choices,
         )
         for number, request_id in enumerate(ids):
-            sink = self._metered(request_id, functools.partial(generation.push, prompt=number))
+            meter = Meter(self._metrics.requests, request_id, self._clock(), caller_id)
+            sink = self._metered(meter, functools.partial(generation.push, prompt=number))
             self._ledger.open(self._entry(request_id, sink, wanted.num_choices))
         self._admission.join(Waiting(ids, wanted, since=self._clock()))
         self._go_on()
@@ -191,9 +195,7 @@ class EngineClient:
                 command = self._tokenize(request_id, worker, prompt, number, waiting.wanted)
                 self._dispatch.add(command)
 
-    def _metered(self, request_id: str, sink: Callable[[Event], None]) -> Callable[[Event], None]:
-        meter = Meter(self._metrics.requests, request_id, self._clock())
-
+    def _metered(self, meter: Meter, sink: Callable[[Event], None]) -> Callable[[Event], None]:
         def metered(event: Event) -> None:
             meter.observe(event, self._clock())
             sink(event)

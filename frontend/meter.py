@@ -29,9 +29,11 @@ class _Progress(NamedTuple):
 class Meter:
     """Sees every event of one request, with the time at which it came."""
 
-    def __init__(self, times: RequestTimes, request_id: str, now: float) -> None:
+    def __init__(
+        self, times: RequestTimes, request_id: str, now: float, caller_id: str = ""
+    ) -> None:
         self._times = times
-        self._request_id = request_id
+        self._name = f"{request_id} ({caller_id})" if caller_id else request_id
         self._started_at = now
         self._first_token_at: float | None = None
         self._prompt_tokens = 0
@@ -84,7 +86,7 @@ class Meter:
         first = self._first_token_at
         logger.info(
             "%s prompt=%d completion=%d ttft=%s total=%.3fs finish=%s",
-            self._request_id,
+            self._name,
             self._prompt_tokens,
             self._num_completion_tokens,
             "-" if first is None else f"{first - self._started_at:.3f}s",

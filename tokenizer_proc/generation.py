@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from shared.errors import BadRequest, ErrorCode
 from shared.messages import Generate, PromptAccepted, Tokenize
-from shared.parts import Prompt, TextStart, ThoughtMarks
+from shared.parts import ModelFacts, Prompt, TextStart, ThoughtMarks
 from shared.sampling import MAX_STOP_TOKENS, SamplingParams
 from tokenizer_proc.context import too_long
 from tokenizer_proc.prompt import PromptEncoder
@@ -20,14 +20,16 @@ PROMPT_TAIL = 8  # tokens of the prompt that give the answer's first piece of te
 def accept(
     message: Tokenize,
     encoder: PromptEncoder,
-    context: int,
+    model: ModelFacts,
     thoughts: ThoughtFormat | None = None,
 ) -> tuple[PromptAccepted, Generate]:
-    """What the frontend and the worker hear of a prompt; `context` is in tokens."""
+    """What the frontend and the worker hear of a prompt."""
+    context = model.max_model_len
     whole = encoder.encode(message.prompt, context)
     prompt = _truncated(whole, message, context)
     max_tokens = _max_tokens(message, len(prompt), context)
     sampling = _fitted(message, max_tokens, encoder)
+    _check_vocabulary(message, prompt, model.vocab_size)
     _check_scores(message, len(prompt))
     accepted = PromptAccepted(
         message.request_id,
@@ -123,6 +125,19 @@ def _echo(
     if text is not None and text.suffix is None and is_whole:
         return text.text
     return encoder.decode(prompt, skips_special_tokens=message.text.skips_special_tokens)
+
+
+def _check_vocabulary(message: Tokenize, prompt: Sequence[int], vocab_size: int) -> None:
+    """Refuses what the tokenizer knows and the model does not; some tokenizers have more tokens."""
+    named = {
+        message.prompt.param: prompt,
+        "logit_bias": [token_id for token_id, _ in message.sampling.logit_bias],
+        "stop_token_ids": message.sampling.stop_token_ids,
+    }
+    for param, token_ids in named.items():
+        if max(token_ids, default=0) >= vocab_size:
+            sentence = f"'{param}' holds token {max(token_ids)}; this model has {vocab_size}."
+            raise BadRequest(sentence, param)
 
 
 def _fitted(message: Tokenize, max_tokens: int, encoder: PromptEncoder) -> SamplingParams:

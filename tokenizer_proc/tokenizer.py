@@ -103,8 +103,8 @@ class Tokenizer:
 
     def _forward(self, message: Tokenize, frontend: str) -> None:
         """Answers the frontend first: what follows from the worker must find it accepted."""
-        context = self._worker(message.worker_id).max_model_len
-        accepted, generate = accept(message, self._encoder, context, self._thoughts)
+        model = self._worker(message.worker_id)
+        accepted, generate = accept(message, self._encoder, model, self._thoughts)
         self._mailbox.send(frontend, accepted)
         if not self._mailbox.send(f"worker-{message.worker_id}", generate):
             raise _WORKER_GONE

@@ -89,6 +89,17 @@ def test_request_ids(ready: RunningServer) -> None:
         assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
 
 
+def test_the_log_names_a_request_as_its_caller_does(
+    ready: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="frontend.meter")
+    body = {"messages": [{"role": "user", "content": "say Hi"}]}
+    headers = {"x-request-id": "trace-77"}
+    answer = ready.http.post("/v1/chat/completions", json=body, headers=headers)
+    wait_until(lambda: f"{answer.json()['id']} (trace-77) prompt=" in caplog.text, 5)
+    assert answer.headers["x-request-id"] == "trace-77"
+
+
 def test_version_and_index(ready: RunningServer) -> None:
     assert ready.http.get("/version").json() == {"version": VERSION}
     index = ready.http.get("/").json()

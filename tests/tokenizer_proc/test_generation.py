@@ -1,5 +1,6 @@
 """A `Tokenize` becomes a prompt within the context, with as long an answer as that leaves."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.errors import BadRequest
 from shared.messages import Generate, PromptAccepted, Tokenize
-from shared.parts import ChatPrompt, Prompt, TextOptions, TextPrompt
+from shared.parts import ChatPrompt, ModelFacts, Prompt, TextOptions, TextPrompt
 from shared.sampling import MAX_PROMPT_LOGPROBS, MAX_STOP_TOKENS, SamplingParams
 from tests.builders import GREEDY
 from tests.tokenizer_proc.prompt_cases import ENCODERS, KINDS, LLAMA, byte_fallback, dressed, id_of
@@ -41,14 +42,18 @@ def tokenize(prompt: Prompt, **fields: Any) -> Tokenize:
     return Tokenize("a", 0, 0, prompt, **{**defaults, **fields})
 
 
+def facts(context: int, vocab_size: int = 100_000) -> ModelFacts:
+    return ModelFacts(context, vocab_size, sampling_defaults={}, details={})
+
+
 def generate(
     prompt: Prompt, encoder: PromptEncoder = BYTES, context: int = CONTEXT, **fields: Any
 ) -> Generate:
-    return accept(tokenize(prompt, **fields), encoder, context)[1]
+    return accept(tokenize(prompt, **fields), encoder, facts(context))[1]
 
 
 def accepted(prompt: Prompt, encoder: PromptEncoder = BYTES, **fields: Any) -> PromptAccepted:
-    return accept(tokenize(prompt, **fields), encoder, CONTEXT)[0]
+    return accept(tokenize(prompt, **fields), encoder, facts(CONTEXT))[0]
 
 
 def refusal(prompt: Prompt, **fields: Any) -> BadRequest:
@@ -271,3 +276,14 @@ def test_the_callers_tokens_to_stop_at_leave_room_for_it(filler: PromptEncoder) 
 def test_a_prompt_with_a_hole_is_not_truncated(filler: PromptEncoder, truncate_to: int) -> None:
     prompt = Prompt(text=HOLE.text, param="prompt", truncate_to=truncate_to)
     assert refusal(prompt, encoder=filler).param == "truncate_prompt_tokens"
+
+
+def test_a_token_that_the_model_lacks_is_refused_by_the_field_that_holds_it() -> None:
+    for prompt, param in ((ids(1, 200), "prompt"), (text("~"), "prompt"), (chat("~"), "messages")):
+        with pytest.raises(BadRequest, match="this model has 50") as caught:
+            accept(tokenize(prompt), BYTES, facts(CONTEXT, vocab_size=50))
+        assert caught.value.param == param
+    biased = replace(GREEDY, logit_bias=((200, 1.0),))
+    with pytest.raises(BadRequest) as caught:
+        accept(tokenize(ids(1), sampling=biased), BYTES, facts(CONTEXT, vocab_size=50))
+    assert caught.value.param == "logit_bias"
