@@ -1,5 +1,6 @@
 """Mailboxes over real ipc sockets: what arrives, what is lost, and who notices."""
 
+import gc
 import socket
 import tempfile
 import time
@@ -171,6 +172,16 @@ def test_a_room_tells_the_launcher_its_life(open_mailbox: OpenMailbox) -> None:
     facts = ModelFacts(4096, 640, {"temperature": 0.6}, {"device": "cpu"})
     worker.report_ready(facts)
     assert receive(launcher, 2) == [RoomStarted("worker-3", 7), RoomReady("worker-3", 7, facts)]
+
+
+def test_a_ready_room_spares_the_collector_what_it_holds(open_mailbox: OpenMailbox) -> None:
+    worker = open_mailbox("worker")
+    gc.unfreeze()
+    try:
+        worker.report_ready()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_the_address_book_does_not_cut_the_line_to_the_launcher(open_mailbox: OpenMailbox) -> None:
