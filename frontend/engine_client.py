@@ -78,6 +78,10 @@ class EngineClient:
         """Raises RequestError where even one more answer would be refused."""
         self._refuse(self._door_problem(1))
 
+    def check_lookups(self) -> None:
+        """Raises RequestError where one more lookup would be refused."""
+        self._refuse(self._lookup_problem())
+
     def submit(self, wanted: Submission, caller_id: str = "") -> Generation:
         """Starts a request or lets it wait, or raises RequestError; use the result in a `with`.
 
@@ -105,7 +109,7 @@ class EngineClient:
 
         It takes no place, because it takes no time of the model; there is a limit all the same.
         """
-        self._refuse(self._lookup_problem())
+        self.check_lookups()
         name = f"tok-{uuid.uuid4().hex}"
         generation = Generation(name, lambda: self._release((name,)))
         self._ledger.open(self._entry(name, generation.push, 0))

@@ -22,7 +22,7 @@ from frontend.answers import (
 from frontend.delivery import Delivery
 from frontend.events import TextFound, TokensFound
 from frontend.lookup import LookupDelivery
-from frontend.service import ApiRequest, service_of
+from frontend.service import ApiRequest, Service, service_of
 from frontend.translate import Ask, Rules
 from shared.errors import ErrorCode, RequestError
 
@@ -57,8 +57,7 @@ async def create_completion(request: ApiRequest) -> ASGIApp:
 )
 async def tokenize(request: ApiRequest) -> ASGIApp:
     """The token ids of a text or a conversation."""
-    _require_json(request)
-    service = service_of(request)
+    service = _service_for_lookups(request)
     wanted, ignored_fields = translate.tokenize(await request.body(), service.model)
     facts = service.engine.model()
     max_model_len = facts.max_model_len if facts else None
@@ -80,8 +79,7 @@ async def tokenize(request: ApiRequest) -> ASGIApp:
 )
 async def detokenize(request: ApiRequest) -> ASGIApp:
     """The text of token ids, under the names that vLLM, SGLang and llama.cpp give it."""
-    _require_json(request)
-    service = service_of(request)
+    service = _service_for_lookups(request)
     wanted, ignored_fields = translate.detokenize(await request.body(), service.model)
 
     def body(found: TokensFound | TextFound) -> dict[str, Any]:
@@ -122,6 +120,14 @@ async def _delivery(
     seed = secrets.randbits(63)
     ask = translated(await request.body(), service.rules(), seed, request.auth)
     return Delivery(service.engine, ask, service.model.name)
+
+
+def _service_for_lookups(request: ApiRequest) -> Service:
+    """Refuses what can be refused before the body is read."""
+    _require_json(request)
+    service = service_of(request)
+    service.engine.check_lookups()
+    return service
 
 
 def _require_json(request: ApiRequest) -> None:

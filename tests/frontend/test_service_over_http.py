@@ -177,6 +177,13 @@ def test_probes_through_a_life(loading: RunningServer) -> None:
     assert loading.http.get("/livez").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/completions"])
+def test_what_cannot_be_answered_yet_is_refused_unread(loading: RunningServer, path: str) -> None:
+    response = loading.http.post(path, content=b"{", headers={"content-type": "application/json"})
+    assert response.status_code == 503, "the body is no JSON, and nobody has looked"
+    assert response.json()["error"]["code"] == "model_loading"
+
+
 def test_too_many(loading: RunningServer) -> None:
     loading.mailbox.deliver(make_book(), CreditGranted("tokenizer-0", 1, 9), make_report(1))
     wait_until(lambda: loading.http.get("/health").status_code == 200, 5)
