@@ -76,6 +76,9 @@ class Checker:
     def check(self, case: Case[Any], response: Response) -> None:
         """Every answer is one that the document promises for this request."""
         self.seen[response.status_code] += 1
+        num_bytes = int(response.request.headers.get("Content-Length", 0))
+        is_too_large = num_bytes > app.MAX_BODY_BYTES
+        assert (response.status_code == 413) == is_too_large
         if response.status_code == 200:
             assert self._is_allowed(case)
             self._documented.check(response.headers["content-type"][0], response.text)
@@ -83,6 +86,7 @@ class Checker:
             error = checked_error(response)
             field = (error["param"] or "").partition(".")[0]
             is_beyond = field in BEYOND_JSON_SCHEMA and error["code"] not in SCHEMA_CODES
+            is_beyond |= is_too_large
             is_beyond |= field in OF_OTHER_SERVERS  # the document names them in words only
             assert is_beyond or not self._is_allowed(case), error
 
@@ -104,7 +108,7 @@ def checked_error(response: Response) -> dict[str, Any]:
     assert isinstance(error["message"], str)
     assert isinstance(error["param"], str | None)
     assert (response.status_code, error["type"], error["code"]) in KNOWN_ERRORS
-    assert response.status_code in {400, 404}, error
+    assert response.status_code in {400, 404, 413}, error
     return error
 
 
