@@ -3,8 +3,8 @@
     python launcher.py --hf-model demo
 
 The launcher reads flags and environment once, holds the listening socket and the run directory's
-lock, and watches its children. For now one child's death ends the service as a whole: open requests
-get an error, the log says which process died and why, and the exit status is not zero.
+lock, and watches its children: one that dies or is stuck is replaced, and what it held fails at
+once, while the others go on. SIGTERM drains: nobody new is let in, running requests end.
 """
 
 import sys
@@ -18,56 +18,51 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from shared import logs, wire
+from shared import logs
 from shared.config import Identity, ServerConfig
-from shared.errors import EXIT_FAILED, ErrorCode, FatalError
+from shared.errors import EXIT_CONFIGURATION, EXIT_FAILED, ErrorCode, FatalError
 from shared.launching import flags, preflight
-from shared.launching.environment import child_environment, usable_environment
+from shared.launching.children import Child, start_child, wait_or_kill
+from shared.launching.environment import usable_environment
 from shared.launching.listener import is_open_to_others, open_listener
-from shared.launching.run_directory import (
-    PROGRAM,
-    open_run_directory,
-    remove_leftovers,
-    write_private,
+from shared.launching.run_directory import PROGRAM, open_run_directory, remove_leftovers
+from shared.launching.service_manager import ServiceManager
+from shared.launching.signals import SignalPipe
+from shared.launching.supervision import DeathCount
+from shared.mailbox import BEAT_SECONDS, Mailbox, unexpected
+from shared.messages import (
+    AddressBook,
+    Drain,
+    Drained,
+    PipelineWarm,
+    RoomGetsOn,
+    RoomReady,
+    RoomStarted,
+    StageReached,
+    Stop,
 )
-from shared.mailbox import Mailbox, unexpected
-from shared.messages import AddressBook, RoomReady, RoomStarted, Stop
-from shared.parts import ModelFacts, Peer
-from shared.process import ChildProcess, last_words_path
 
 logger = logging.getLogger("launcher")
 
+TICK_SECONDS = 0.25  # how late a deadline may be noticed
 STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the other rooms
 PROFILE_SECONDS = 60.0  # for the worker to write what --torch-profiling has recorded
 FIRST_EPOCH = 1
-# How far a tokenizer steps back where cores are few: a long prompt may wait, everybody's next token
-# should not. See setpriority(2).
-TOKENIZER_NICENESS = 10
 
 
-@dataclass
-class Child:
-    """One running room."""
+class Phase(Enum):
+    """What the service as a whole does."""
 
-    identity: Identity
-    process: subprocess.Popen[bytes]
-    pidfd: int  # readable once the process has ended; see pidfd_open(2)
-    has_started: bool = False
-    is_ready: bool = False
-    model: ModelFacts | None = None  # once a worker has told it
-
-    @property
-    def peer(self) -> Peer:
-        """The child's line in the address book."""
-        identity = self.identity
-        return Peer(identity.room, identity.epoch, identity.address, self.is_ready, self.model)
+    LOADING = "loading"  # until an answer has come through all rooms for the first time
+    SERVING = "serving"
+    DRAINING = "draining"
+    ENDED = "ended"
 
 
 class Launcher:
@@ -78,24 +73,34 @@ class Launcher:
         self._run_directory = run_directory
         self._listener = listener
         self._mailbox = Mailbox(Identity("launcher", 0, 0, run_directory))
+        self._room_configs: dict[str, Any] = {}
         self._children: dict[str, Child] = {}
+        self._deaths = DeathCount(config.launcher.restart_limit)
+        self._warm_epochs: dict[str, int] = {}  # of the rooms that an answer has come through
+        self._phase = Phase.LOADING
+        self._drain_deadline = 0.0
+        self._drained: set[str] = set()
+        self._exit_status = 0
+        self._manager = ServiceManager(os.environ, os.getpid())
         self._poll = select.poll()
-        self._signals = _SignalPipe()
+        self._signals = SignalPipe()
         self._poll.register(self._mailbox.fileno(), select.POLLIN)
         self._poll.register(self._signals, select.POLLIN)
 
     def run(self) -> int:
-        """Serves until a signal or a child's death; returns the exit status."""
+        """Serves until a signal, or one death too many; returns the exit status."""
         self._start_all()
-        while True:
-            self._poll.poll()
-            if self._signals.recv_signals():
-                logger.info("stopping")
-                self._stop_all(Stop(ErrorCode.SHUTTING_DOWN, "The server is shutting down."))
-                return 0
-            self._receive()
-            if dead := [child for child in self._children.values() if _has_ended(child)]:
-                return self._fail(dead[0])
+        while self._phase is not Phase.ENDED:
+            self._poll.poll(1000 * TICK_SECONDS)
+            self._obey_signals()
+            self._receive()  # before anybody is called stuck: this process may have stood still
+            self._end_the_stuck()
+            self._bury_the_dead()
+            self._end_drain_if_due()
+            self._tell_manager()
+        return self._exit_status
+
+    # ── start ────────────────────────────────────────────────────────────────────────────────────
 
     def _start_all(self) -> None:
         config = self._config
@@ -106,59 +111,79 @@ class Launcher:
         self._start_kind("worker", config.worker, count=1)
 
     def _start_kind(self, kind: str, config: Any, count: int) -> None:
+        self._room_configs[kind] = config
         for index in range(count):
-            self._start(Identity(kind, index, FIRST_EPOCH, self._run_directory), config)
+            self._start(Identity(kind, index, FIRST_EPOCH, self._run_directory))
 
-    def _start(self, identity: Identity, config: Any) -> None:
-        child = ChildProcess(
-            os.getpid(),
-            self._config.launcher.loglevel,
-            self._config.launcher.log_format,
-            identity.kind,
-            dataclasses.asdict(dataclasses.replace(config, identity=identity)),
-        )
-        path = Path(self._run_directory) / f"{identity.room}.{identity.epoch}.json"
-        write_private(path, wire.to_json(child))  # it holds the API keys
-        process = subprocess.Popen(
-            self._command(identity, path),
-            env=child_environment(identity.kind, os.environ),
-            stdin=subprocess.DEVNULL,
+    def _start(self, identity: Identity) -> None:
+        child = start_child(
+            identity,
+            self._room_configs[identity.kind],
+            self._config.launcher,
+            program=self._program(identity.kind),
+            environ=os.environ,
             pass_fds=[self._listener.fileno()] if identity.kind == "frontend" else [],
         )
-        if identity.kind == "tokenizer":
-            os.setpriority(os.PRIO_PROCESS, process.pid, TOKENIZER_NICENESS)
-        pidfd = os.pidfd_open(process.pid)
-        self._poll.register(pidfd, select.POLLIN)
-        self._children[identity.room] = Child(identity, process, pidfd)
+        self._poll.register(child.pidfd, select.POLLIN)
+        self._children[identity.room] = child
 
-    def _command(self, identity: Identity, config_path: Path) -> list[str]:
-        """How a room is started; benchmarks put another program in the place of some."""
-        return [sys.executable, "-P", "-m", "shared.process", str(config_path)]
+    def _program(self, kind: str) -> str:
+        """The module that runs a kind of room; benchmarks put their own in the place of some."""
+        return "shared.process"
+
+    # ── what the rooms say ───────────────────────────────────────────────────────────────────────
 
     def _receive(self) -> None:
         for message in self._mailbox.receive():
             match message:
-                case RoomStarted(room, epoch) if self._is_life(room, epoch):
-                    self._children[room].has_started = True
-                case RoomReady(room, epoch) if self._is_life(room, epoch):
-                    self._children[room].is_ready = True
-                    self._children[room].model = message.model
-                    logger.info("%s is ready", room)
+                case RoomStarted() | StageReached() | RoomReady() | RoomGetsOn() | Drained():
+                    child = self._children.get(message.room)
+                    if child is not None and child.identity.epoch == message.epoch:
+                        self._note(child, message)
+                case PipelineWarm(epochs):
+                    self._note_warm(epochs)
                 case _:
                     unexpected(message)
-                    continue
-            self._publish()
-            if all(child.is_ready for child in self._children.values()):
-                self._announce_ready()
 
-    def _is_life(self, room: str, epoch: int) -> bool:
-        return room in self._children and self._children[room].identity.epoch == epoch
+    def _note(
+        self, child: Child, message: RoomStarted | StageReached | RoomReady | RoomGetsOn | Drained
+    ) -> None:
+        child.heard_at = time.monotonic()
+        match message:
+            case RoomStarted():
+                child.has_started = True
+            case StageReached(stage=stage):
+                child.stage = stage
+                logger.info("%s: %s", child.identity.room, stage)
+            case RoomReady(model=model):
+                child.is_ready, child.model = True, model
+                logger.info("%s is ready", child.identity.room)
+            case Drained(room=room):
+                self._drained.add(room)
+                return
+            case RoomGetsOn():
+                return
+        self._publish()
 
-    def _announce_ready(self) -> None:
+    def _note_warm(self, epochs: dict[str, int]) -> None:
+        self._warm_epochs = epochs
+        if not self._is_warm():
+            return  # one of the rooms has died meanwhile
+        self._publish()
+        if self._phase is Phase.LOADING:
+            self._phase = Phase.SERVING
+            self._manager.say_ready()
+        logger.info("ready: %s", self._described())
+
+    def _described(self) -> str:
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        model_name = self._config.frontend.model_name
-        logger.info("ready: serving %s on http://%s:%d", model_name, shown, port)
+        return f"serving {self._config.frontend.model_name} on http://{shown}:{port}"
+
+    def _is_warm(self) -> bool:
+        """True if just these rooms have passed an answer on."""
+        living = {room: child.identity.epoch for room, child in self._children.items()}
+        return bool(self._warm_epochs) and self._warm_epochs.items() <= living.items()
 
     def _publish(self) -> None:
         """Sends everybody the rooms that can be reached now.
@@ -167,86 +192,138 @@ class Launcher:
         """
         started = [child for child in self._children.values() if child.has_started]
         started.sort(key=lambda child: child.identity.kind == "frontend")
-        book = AddressBook(tuple(child.peer for child in started))
+        book = AddressBook(tuple(child.peer for child in started), self._is_warm())
         self._mailbox.update_peers(book)
-        self._mailbox.broadcast(book)
+        for peer in book.peers:
+            self._mailbox.send(peer.room, book)
 
-    def _fail(self, dead: Child) -> int:
-        reason = f"{dead.identity.room} (pid {dead.process.pid}) {_cause_of_death(dead)}"
-        logger.error("%s; ending the service", reason)
-        self._stop_all(Stop(ErrorCode.ENGINE_DEAD, "A process of the server died."))
-        status = dead.process.returncode
-        return status if status > 0 else EXIT_FAILED
+    # ── the dead and the stuck ───────────────────────────────────────────────────────────────────
+
+    def _end_the_stuck(self) -> None:
+        now, stall_timeout = time.monotonic(), self._config.launcher.stall_timeout
+        for child in self._children.values():
+            child.kill_if_due(now)
+            if child.killed_at is None and child.is_stuck(now, stall_timeout + BEAT_SECONDS):
+                silent = now - child.heard_at
+                logger.error(
+                    "%s (pid %d) has not got on for %.0f s; ending it, its stack follows",
+                    child.identity.room, child.process.pid, silent,
+                )  # fmt: skip
+                child.condemn(now)
+
+    def _bury_the_dead(self) -> None:
+        for child in [child for child in self._children.values() if child.has_ended]:
+            self._bury(child)
+            if not self._mends(child):
+                self._stop_all(Stop(ErrorCode.ENGINE_DEAD, "A process of the server died."))
+                self._end(_failure_status(child))
+                return
+
+    def _bury(self, child: Child) -> None:
+        room = child.identity.room
+        logger.error("%s (pid %d) %s", room, child.process.pid, child.cause_of_death())
+        self._poll.unregister(child.pidfd)
+        os.close(child.pidfd)
+        del self._children[room]
+        self._publish()  # at once: whoever waits for the dead is told
+
+    def _mends(self, dead: Child) -> bool:
+        """Restarts a room, or says why not: then the service ends."""
+        identity = dead.identity
+        if self._phase is Phase.DRAINING:
+            self._drained.add(identity.room)  # what it held has failed; the others go on
+            self._exit_status = EXIT_FAILED
+            return True
+        if _failure_status(dead) == EXIT_CONFIGURATION:
+            return False
+        limit = self._config.launcher.restart_limit
+        if not self._deaths.allows_restart(time.monotonic()):
+            logger.error("ending the service: --restart-limit is %d", limit)
+            return False
+        logger.warning("restarting %s", identity.room)
+        self._start(dataclasses.replace(identity, epoch=identity.epoch + 1))
+        return True
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────
+
+    def _obey_signals(self) -> None:
+        for number in self._signals.recv_signals():
+            name = signal.Signals(number).name
+            timeout = self._config.launcher.drain_timeout
+            if self._phase is not Phase.SERVING or timeout == 0:
+                logger.info("stopping, because of %s", name)
+                self._finish()
+                return
+            logger.info(
+                "%s: running requests have %g s to end; another signal ends them now",
+                name, timeout,
+            )  # fmt: skip
+            self._manager.say_stopping()
+            self._phase = Phase.DRAINING
+            self._drain_deadline = time.monotonic() + timeout
+            for child in self._frontends():
+                self._mailbox.send(child.identity.room, Drain())
+
+    def _end_drain_if_due(self) -> None:
+        if self._phase is not Phase.DRAINING:
+            return
+        waited_for = {c.identity.room for c in self._frontends() if c.is_ready} - self._drained
+        if not waited_for:
+            logger.info("every request has ended; stopping")
+            self._finish()
+        elif time.monotonic() >= self._drain_deadline:
+            logger.warning("requests still run after --drain-timeout; ending them")
+            self._finish()
+
+    def _finish(self) -> None:
+        self._stop_all(Stop(ErrorCode.SHUTTING_DOWN, "The server is shutting down."))
+        self._end(self._exit_status)
+
+    def _end(self, exit_status: int) -> None:
+        self._phase = Phase.ENDED
+        self._exit_status = exit_status
 
     def _stop_all(self, stop: Stop) -> None:
         """Ends the frontends first, so that open requests get their error, then the rest."""
-        frontends = [c for c in self._children.values() if c.identity.kind == "frontend"]
         others = [c for c in self._children.values() if c.identity.kind != "frontend"]
         others_seconds = PROFILE_SECONDS if self._config.worker.torch_profiling else STOP_SECONDS
-        for children, seconds in ((frontends, STOP_SECONDS), (others, others_seconds)):
+        for children, seconds in ((self._frontends(), STOP_SECONDS), (others, others_seconds)):
             for child in children:
-                if child.is_ready:
+                if child.is_ready and child.killed_at is None:
                     self._mailbox.send(child.identity.room, stop)
                 else:
-                    child.process.kill()  # it loads, does not listen, and holds no request
-            _wait_or_kill(children, time.monotonic() + seconds)
+                    child.process.kill()  # it loads, or is stuck, and does not listen
+            wait_or_kill(children, time.monotonic() + seconds)
+
+    def _frontends(self) -> list[Child]:
+        return [c for c in self._children.values() if c.identity.kind == "frontend"]
+
+    # ── systemd ──────────────────────────────────────────────────────────────────────────────────
+
+    def _tell_manager(self) -> None:
+        self._manager.show(self._status())
+        stall_timeout = self._config.launcher.stall_timeout
+        now = time.monotonic()
+        if not any(child.is_stuck(now, stall_timeout) for child in self._children.values()):
+            self._manager.feed_watchdog(now)
+
+    def _status(self) -> str:
+        if self._phase in (Phase.DRAINING, Phase.ENDED):
+            return "draining" if self._phase is Phase.DRAINING else "stopping"
+        starting = [c for c in self._children.values() if not c.is_ready]
+        if starting:
+            return ", ".join(f"{child.identity.room}: {child.stage}" for child in starting)
+        return self._described() if self._is_warm() else "warming up"
 
 
 MakeLauncher = Callable[[ServerConfig, str, socket.socket], Launcher]
 
 
-class _SignalPipe:
-    """SIGINT and SIGTERM as bytes on a socket, so that they are handled in the loop."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        for end in (self._reader, self._writer):
-            end.setblocking(False)  # signal.set_wakeup_fd demands it
-        signal.set_wakeup_fd(self._writer.fileno())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
-
-    def fileno(self) -> int:
-        """A descriptor that becomes readable when a signal comes."""
-        return self._reader.fileno()
-
-    def recv_signals(self) -> bytes:
-        """The numbers of the signals that have come since the last call."""
-        try:
-            return self._reader.recv(64)
-        except BlockingIOError:
-            return b""
-
-
-def _has_ended(child: Child) -> bool:
-    return child.process.poll() is not None
-
-
-def _cause_of_death(child: Child) -> str:
-    path = last_words_path(child.identity)
-    if path.exists():
-        return f"failed: {path.read_text()}"
-    status: int = child.process.returncode
-    if status < 0:
-        return f"was killed by {_signal_name(-status)}"
-    return f"exited with status {status}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # most real-time signals have no name
-        return f"signal {number}"
-
-
-def _wait_or_kill(children: list[Child], deadline: float) -> None:
-    for child in children:
-        try:
-            child.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            logger.warning("%s did not stop in time; killing it", child.identity.room)
-            child.process.kill()
-            child.process.wait()
+def _failure_status(dead: Child) -> int:
+    """What the service ends with if it ends for this death."""
+    is_configuration = dead.process.returncode == EXIT_CONFIGURATION
+    is_first_life = dead.identity.epoch == FIRST_EPOCH and not dead.is_ready
+    return EXIT_CONFIGURATION if is_configuration and is_first_life else EXIT_FAILED
 
 
 def serve(make_launcher: MakeLauncher = Launcher) -> int:

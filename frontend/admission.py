@@ -25,6 +25,7 @@ class Limits:
     max_queue: int  # answers that wait for one
     queue_timeout_seconds: float
     request_timeout_seconds: float  # from arrival to outcome
+    first_token_timeout_seconds: float  # from a place to the first token
 
 
 @dataclass(frozen=True)

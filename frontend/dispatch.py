@@ -7,7 +7,7 @@ count tokens delay an answer by one lookup at most.
 
 from collections.abc import Collection
 
-from frontend.ledger import Life
+from frontend.life import Life
 from shared.messages import Decode, Encode, Tokenize
 
 TokenizerCommand = Tokenize | Encode | Decode

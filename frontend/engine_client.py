@@ -7,34 +7,42 @@ import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import assert_never
 
+from frontend import commands
 from frontend.admission import Admission, Limits, Waiting
 from frontend.dispatch import Dispatch, TokenizerCommand
-from frontend.events import Event, TextFound, TokensFound
+from frontend.events import Event, Failed, Finished, TextFound, TokensFound
 from frontend.generation import Generation
 from frontend.health import Health, Problem
-from frontend.ledger import Abandoned, Entry, Ledger, Life
+from frontend.ledger import Abandoned, Entry, Ledger
+from frontend.life import Life
 from frontend.meter import Meter
 from frontend.metrics import Metrics
+from frontend.quarantine import Quarantine, digest_of
 from frontend.submission import Lookup, Submission
-from shared.errors import ErrorCode, RequestError, WireError
-from shared.mailbox import Mailbox, unexpected
+from shared.errors import ErrorCode, FatalError, RequestError, WireError
+from shared.mailbox import LAUNCHER, Mailbox, unexpected
 from shared.messages import (
     Abort,
     AddressBook,
+    ConfirmHeld,
     CreditGranted,
     Decode,
     Decoded,
+    Drain,
+    Drained,
     Encode,
     Encoded,
     Generate,
     Message,
+    PipelineWarm,
     PromptAccepted,
     RequestFailed,
+    RoomGetsOn,
     RoomReady,
     RoomStarted,
+    StageReached,
     StepsAcknowledged,
     Stop,
     TextProduced,
@@ -42,8 +50,11 @@ from shared.messages import (
     TokensSampled,
     WorkerReported,
 )
-from shared.parts import ModelFacts, Peer, Prompt
-from shared.sampling import MAX_PROMPT_LOGPROBS, NUM_SEEDS
+from shared.parts import (
+    ModelFacts,
+    Peer,
+    Route,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +78,10 @@ class EngineClient:
         self._ledger = Ledger()
         self._admission = Admission(self._ledger, limits)
         self._dispatch = Dispatch()
+        self._quarantine = Quarantine()
+        self._warmed: dict[str, int] = {}  # epochs of the rooms that were asked for a first token
+        self._warm_up_error: RequestError | None = None
+        self.is_draining = False
         self._peers: dict[str, Peer] = {}
         self._lives: set[Life] = set()
         metrics.open_requests.set_function(lambda: len(self._ledger))
@@ -88,6 +103,8 @@ class EngineClient:
         `caller_id` is how the caller knows the request; the log names it.
         """
         self._refuse(self._door_problem(wanted.total_choices))
+        digests = [digest_of(prompt, wanted) for prompt in wanted.prompts]
+        self._quarantine.check(digests, self._clock())
         name = f"{wanted.id_prefix}-{uuid.uuid4().hex}"
         ids = _numbered(name, len(wanted.prompts))
         generation = Generation(
@@ -99,10 +116,17 @@ class EngineClient:
         for number, request_id in enumerate(ids):
             meter = Meter(self._metrics.requests, request_id, self._clock(), caller_id)
             sink = self._metered(meter, functools.partial(generation.push, prompt=number))
-            self._ledger.open(self._entry(request_id, sink, wanted.num_choices))
+            entry = self._entry(request_id, sink, wanted.num_choices)
+            entry.digest = digests[number]
+            self._ledger.open(entry)
         self._admission.join(Waiting(ids, wanted, since=self._clock()))
         self._go_on()
         return generation
+
+    @property
+    def is_empty(self) -> bool:
+        """True when no request is open."""
+        return not len(self._ledger)
 
     def look_up(self, wanted: Lookup) -> Generation:
         """Starts a request that a tokenizer alone answers, or raises RequestError.
@@ -114,7 +138,7 @@ class EngineClient:
         generation = Generation(name, lambda: self._release((name,)))
         self._ledger.open(self._entry(name, generation.push, 0))
         self._ledger.admit(name, None, None)
-        self._dispatch.add(self._lookup(name, wanted))
+        self._dispatch.add(commands.look_up(name, wanted, self._mailbox.identity.index))
         self._send_waiting()
         return generation
 
@@ -138,6 +162,7 @@ class EngineClient:
         for message in self._mailbox.receive(0.0):
             self._handle(message)
         self._compare_lives()
+        self._warm_up_if_due()
         self._go_on()
         stop = self._mailbox.stop
         if stop is not None:
@@ -157,6 +182,9 @@ class EngineClient:
         if self._mailbox.stop is not None:
             error = RequestError(ErrorCode.SHUTTING_DOWN, "The server is shutting down.")
             return Problem("stopping", error)
+        if self.is_draining:
+            sentence = "The server is shutting down and lets nobody in any more."
+            return Problem("draining", RequestError(ErrorCode.SHUTTING_DOWN, sentence))
         return self._health.missing()
 
     def _door_problem(self, num_answers: int) -> Problem | None:
@@ -186,18 +214,23 @@ class EngineClient:
     def _go_on(self) -> None:
         """Gives free places to those who wait, and prompts to tokenizers with credit."""
         self._admission.observe(self._clock())
-        while self._open_problem() is None and (first := self._admission.take()) is not None:
+        while self._health.missing() is None and (first := self._admission.take()) is not None:
             self._start(first)
         self._send_waiting()
 
     def _start(self, waiting: Waiting) -> None:
         self._metrics.queue_time.observe(self._clock() - waiting.since)
         worker, detokenizer = self._ready_life("worker"), self._ready_life("detokenizer")
-        prompts = zip(waiting.request_ids, waiting.wanted.prompts, strict=True)
-        for number, (request_id, prompt) in enumerate(prompts):
-            if self._ledger.admit(request_id, worker, detokenizer):
-                command = self._tokenize(request_id, worker, prompt, number, waiting.wanted)
-                self._dispatch.add(command)
+        route = self._route(detokenizer)
+        first_token_deadline = self._clock() + self._limits.first_token_timeout_seconds
+        for number, request_id in enumerate(waiting.request_ids):
+            if self._ledger.admit(request_id, worker, detokenizer, first_token_deadline):
+                wanted = waiting.wanted
+                self._dispatch.add(commands.tokenize(request_id, wanted, number, route, worker))
+
+    def _route(self, detokenizer: Life) -> Route:
+        identity = self._mailbox.identity
+        return Route(identity.index, identity.epoch, detokenizer.epoch)
 
     def _metered(self, meter: Meter, sink: Callable[[Event], None]) -> Callable[[Event], None]:
         def metered(event: Event) -> None:
@@ -209,33 +242,6 @@ class EngineClient:
     def _entry(self, request_id: str, sink: Callable[[Event], None], num_choices: int) -> Entry:
         deadline = self._clock() + self._limits.request_timeout_seconds
         return Entry(request_id, sink, deadline, num_choices)
-
-    def _tokenize(
-        self, request_id: str, worker: Life, prompt: Prompt, number: int, wanted: Submission
-    ) -> Tokenize:
-        seed = (wanted.sampling.seed + number * wanted.num_choices) % NUM_SEEDS
-        return Tokenize(
-            request_id=request_id,
-            frontend_id=self._mailbox.identity.index,
-            worker_id=int(worker.room.rpartition("-")[2]),
-            prompt=prompt,
-            max_tokens=wanted.max_tokens,
-            max_tokens_param=wanted.max_tokens_param,
-            is_strict=wanted.is_strict,
-            echo=wanted.echo,
-            text=wanted.text,
-            sampling=replace(wanted.sampling, seed=seed),
-            # Each choice shows its prompt's scores.
-            max_prompt_scores=MAX_PROMPT_LOGPROBS // wanted.total_choices,
-            num_choices=wanted.num_choices,
-            cache_salt=wanted.cache_salt,
-        )
-
-    def _lookup(self, request_id: str, wanted: Lookup) -> Encode | Decode:
-        frontend_id = self._mailbox.identity.index
-        if wanted.prompt is None:
-            return Decode(request_id, frontend_id, wanted.token_ids)
-        return Encode(request_id, frontend_id, wanted.prompt, wanted.wants_strings)
 
     def _ready_life(self, kind: str) -> Life:
         peer = self._mailbox.ready_rooms(kind)[0]
@@ -259,6 +265,36 @@ class EngineClient:
             return RequestError(ErrorCode.INTERNAL, "The server could not pass the request on.")
         return None if is_sent else _engine_dead(tokenizer.room)
 
+    # ── warm-up ──────────────────────────────────────────────────────────────────────────────────
+
+    def _warm_up_if_due(self) -> None:
+        """Lets one token come through rooms that none has come through yet; they let callers in."""
+        if self._warm_up_error is not None:
+            error = self._warm_up_error
+            raise FatalError(f"the model could not say its first token: {error.message}")
+        if self._mailbox.is_warm or not self._health.is_complete or self.is_draining:
+            return
+        worker, detokenizer = self._ready_life("worker"), self._ready_life("detokenizer")
+        epochs = {life.room: life.epoch for life in (worker, detokenizer)}
+        if epochs == self._warmed:
+            return
+        self._warmed = epochs
+        request_id = f"warm-up-{uuid.uuid4().hex}"
+        self._ledger.open(self._entry(request_id, functools.partial(self._end_warm_up, epochs), 1))
+        self._ledger.admit(request_id, worker, detokenizer)
+        self._dispatch.add(commands.warm_up(request_id, self._route(detokenizer), worker))
+
+    def _end_warm_up(self, epochs: dict[str, int], event: Event) -> None:
+        match event:
+            case Finished():
+                self._mailbox.send(LAUNCHER, PipelineWarm(epochs))
+            case Failed(error) if error.code in (ErrorCode.ENGINE_DEAD, ErrorCode.SHUTTING_DOWN):
+                self._warmed = {}  # the next lives get their own
+            case Failed(error):
+                self._warm_up_error = error
+            case _:
+                pass  # the token itself
+
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────
 
     def _handle(self, message: Message) -> None:
@@ -280,9 +316,12 @@ class EngineClient:
             case WorkerReported():
                 self._metrics.worker.show(message)
                 self._health.note_report(message, self._clock())
+            case Drain():
+                self.is_draining = True
             case (
-                RoomStarted() | RoomReady() | AddressBook() | Stop() | Tokenize() | Encode()
-                | Decode() | Generate() | Abort() | TokensSampled() | StepsAcknowledged()
+                RoomStarted() | StageReached() | RoomReady() | RoomGetsOn() | AddressBook()
+                | PipelineWarm() | Drained() | Stop() | Tokenize() | Encode() | Decode()
+                | Generate() | Abort() | ConfirmHeld() | TokensSampled() | StepsAcknowledged()
             ):  # fmt: skip
                 unexpected(message)
             case _:
@@ -294,7 +333,7 @@ class EngineClient:
         if peers is self._peers:  # the mailbox replaces the book when it changes
             return
         self._peers = peers
-        self._health.note_peers(peers, self._clock())
+        self._health.note_peers(peers, self._clock(), is_warm=self._mailbox.is_warm)
         lives = {Life(peer.room, peer.epoch) for peer in peers.values()}
         for life in self._lives - lives:
             self._bury(life)
@@ -305,7 +344,16 @@ class EngineClient:
         self._dispatch.forget(life)
         if life.room.startswith("worker-"):
             self._metrics.worker.show_none()
+        self._quarantine.note_death(self._ledger.digests_in(life), self._clock())
         self._let_go(self._ledger.fail_owned_by(life, _engine_dead(life.room)))
+        if life.room.startswith("tokenizer-"):
+            self._confirm_what_it_passed_on(life)
+
+    def _confirm_what_it_passed_on(self, tokenizer: Life) -> None:
+        """Its last words to the worker may be lost; the worker says which."""
+        for worker, request_ids in self._ledger.silent_from(tokenizer).items():
+            question = ConfirmHeld(self._mailbox.identity.index, tuple(request_ids))
+            self._mailbox.send(worker.room, question)
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────
 

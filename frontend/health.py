@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from frontend.ledger import Life
+from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
 from shared.messages import WorkerReported
-from shared.parts import Peer
+from shared.parts import (
+    Peer,
+)
 
 NEEDED_KINDS = ("worker", "tokenizer", "detokenizer")
 
@@ -15,7 +17,7 @@ NEEDED_KINDS = ("worker", "tokenizer", "detokenizer")
 class Problem:
     """Why the service cannot answer, for probes and for callers."""
 
-    status: str  # "loading", "stalled", "dead", "stopping" or "full"
+    status: str  # "loading", "stalled", "dead", "draining", "stopping" or "full"
     error: RequestError
 
 
@@ -27,12 +29,16 @@ class Health:
         self._kinds_seen: set[str] = set()  # ready at least once: gone means dead, not loading
         self._kinds_ready: set[str] = set()
         self._kinds_present: set[str] = set()
+        self._is_warm = False
+        self._stages: tuple[str, ...] = ()  # of the rooms that start
         self._worker: Life | None = None
         self._step = -1
         self._moved_at = 0.0  # when the worker last finished a step or was idle
 
-    def note_peers(self, peers: Mapping[str, Peer], now: float) -> None:
+    def note_peers(self, peers: Mapping[str, Peer], now: float, *, is_warm: bool) -> None:
         """Takes a new address book."""
+        self._is_warm = is_warm
+        self._stages = tuple(f"{p.room}: {p.stage}" for p in peers.values() if not p.is_ready)
         self._kinds_present = _kinds(peers.values())
         self._kinds_ready = _kinds([peer for peer in peers.values() if peer.is_ready])
         self._kinds_seen |= self._kinds_ready
@@ -51,13 +57,18 @@ class Health:
             self._moved_at = now
         self._step = report.step
 
+    @property
+    def is_complete(self) -> bool:
+        """True when every kind of room has one that is ready."""
+        return self._kinds_ready.issuperset(NEEDED_KINDS)
+
     def missing(self) -> Problem | None:
-        """Loading or dead: some kind of room has none that is ready."""
+        """Loading or dead: a kind of room has none that is ready, or no answer came through yet."""
         for kind in NEEDED_KINDS:
             if kind not in self._kinds_ready:
                 is_dead = kind in self._kinds_seen and kind not in self._kinds_present
-                return _dead(kind) if is_dead else _loading()
-        return None
+                return _dead(kind) if is_dead else self._loading()
+        return None if self._is_warm else _problem_of_loading("warming up")
 
     def problem(self, now: float) -> Problem | None:
         """`missing`, or stalled: no finished step and no idle report for the stall timeout."""
@@ -66,6 +77,9 @@ class Health:
             sentence = "The model has stopped making progress."
             return Problem("stalled", RequestError(ErrorCode.ENGINE_DEAD, sentence))
         return missing
+
+    def _loading(self) -> Problem:
+        return _problem_of_loading("; ".join(self._stages))
 
 
 def _kind(peer: Peer) -> str:
@@ -76,9 +90,11 @@ def _kinds(peers: Collection[Peer]) -> set[str]:
     return {_kind(peer) for peer in peers}
 
 
-def _loading() -> Problem:
-    return Problem("loading", RequestError(ErrorCode.MODEL_LOADING, "The model is loading."))
+def _problem_of_loading(stage: str) -> Problem:
+    sentence = f"The model is loading ({stage})." if stage else "The model is loading."
+    return Problem("loading", RequestError(ErrorCode.MODEL_LOADING, sentence))
 
 
 def _dead(kind: str) -> Problem:
-    return Problem("dead", RequestError(ErrorCode.ENGINE_DEAD, f"The {kind} process has died."))
+    sentence = f"The {kind} process has died and is being replaced."
+    return Problem("dead", RequestError(ErrorCode.ENGINE_DEAD, sentence))

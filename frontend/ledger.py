@@ -8,6 +8,7 @@ overtake the acceptance, because two rooms send them: it waits in `Entry.early`.
 delivery, so the ledger does: a dead owner, a gap or the deadline ends a request.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -25,9 +26,13 @@ from frontend.events import (
     TextFound,
     TokensFound,
 )
+from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, TextProduced
-from shared.parts import ScoredToken, TextEnded
+from shared.parts import (
+    ScoredToken,
+    TextEnded,
+)
 
 
 class State(Enum):
@@ -47,13 +52,6 @@ LEGAL_TRANSITIONS: dict[State, frozenset[State]] = {
     State.RUNNING: frozenset({State.ENDED}),
     State.ENDED: frozenset(),
 }
-
-
-class Life(NamedTuple):
-    """One life of one room."""
-
-    room: str
-    epoch: int
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,14 @@ class Entry:
 
     request_id: str
     sink: Callable[[Event], None]
-    deadline: float  # on the caller's monotonic clock
+    deadline: float  # on the caller's monotonic clock, as all times
     num_choices: int = 1  # answers; 0: the tokenizer alone says what is asked
+    first_token_deadline: float = math.inf  # until there is text
     worker: Life | None = None  # both are set at admission, where there are answers
     detokenizer: Life | None = None
     tokenizer: Life | None = None  # set while tokenising
+    passed_on_by: Life | None = None  # the tokenizer, from its word to the first text
+    digest: bytes = b""  # see `quarantine.py`
     state: State = State.QUEUED
     next_seqs: dict[int, int] = field(init=False)  # by answer; an ended one is not in it
     completion_tokens: int = 0  # of the answers that have ended
@@ -113,11 +114,21 @@ class Entry:
         lives = (self.tokenizer, self.worker, self.detokenizer)
         return tuple(life for life in lives if life is not None)
 
+    def workers(self) -> tuple[Life, ...]:
+        """The lives that work on this request now."""
+        is_running = self.state is State.RUNNING
+        lives = (self.worker, self.detokenizer) if is_running else (self.tokenizer,)
+        return tuple(life for life in lives if life is not None)
+
     def working_rooms(self) -> tuple[str, ...]:
         """The rooms that may hold this request and do not know by themselves that it is over."""
         if self.state in (State.QUEUED, State.ADMITTED):
             return ()
         return tuple(life.room for life in (self.tokenizer, self.worker) if life is not None)
+
+
+def _timeout(sentence: str) -> RequestError:
+    return RequestError(ErrorCode.TIMEOUT, sentence)
 
 
 def _lost() -> RequestError:
@@ -148,12 +159,19 @@ class Ledger:
         self._entries[entry.request_id] = entry
         self.num_queued += entry.num_choices
 
-    def admit(self, request_id: str, worker: Life | None, detokenizer: Life | None) -> bool:
+    def admit(
+        self,
+        request_id: str,
+        worker: Life | None,
+        detokenizer: Life | None,
+        first_token_deadline: float = math.inf,
+    ) -> bool:
         """Gives a request its places; false if it has ended meanwhile."""
         entry = self._entries.get(request_id)
         if entry is None:
             return False
         entry.move(State.ADMITTED)
+        entry.first_token_deadline = first_token_deadline
         entry.worker, entry.detokenizer = worker, detokenizer
         self.num_queued -= entry.num_choices
         self.num_under_way += entry.num_choices
@@ -173,7 +191,7 @@ class Ledger:
         if entry.state is not State.TOKENISING or entry.worker is None:
             return self._abandon([entry], _lost())
         entry.move(State.RUNNING)
-        entry.tokenizer = None
+        entry.passed_on_by, entry.tokenizer = entry.tokenizer, None
         entry.sink(Accepted(accepted.prompt_tokens, accepted.prompt_text))
         early, entry.early = entry.early, []
         return self._take_rows((entry.request_id, row) for row in early)
@@ -210,10 +228,25 @@ class Ledger:
 
     def expire(self, now: float) -> list[Abandoned]:
         """Ends every request whose deadline has passed."""
-        late = [entry for entry in self._entries.values() if entry.deadline <= now]
-        return self._abandon(
-            late, RequestError(ErrorCode.TIMEOUT, "The request took longer than the server allows.")
-        )
+        entries = self._entries.values()
+        late = [entry for entry in entries if entry.deadline <= now]
+        silent = [e for e in entries if e.first_token_deadline <= now < e.deadline]
+        return [
+            *self._abandon(late, _timeout("The request took longer than the server allows.")),
+            *self._abandon(silent, _timeout("The first token took longer than the server allows.")),
+        ]
+
+    def silent_from(self, tokenizer: Life) -> dict[Life, list[str]]:
+        """The requests that it passed on, by worker, of which nothing has been heard yet."""
+        silent: dict[Life, list[str]] = {}
+        for entry in self._entries.values():
+            if entry.passed_on_by == tokenizer and entry.worker is not None:
+                silent.setdefault(entry.worker, []).append(entry.request_id)
+        return silent
+
+    def digests_in(self, life: Life) -> list[bytes]:
+        """The requests that this life was working on, as the quarantine knows them."""
+        return [e.digest for e in self._entries.values() if life in e.workers() and e.digest]
 
     def fail_owned_by(self, life: Life, error: RequestError) -> list[Abandoned]:
         """Ends every request that this life owned."""
@@ -245,6 +278,8 @@ class Ledger:
         if entry.state is not State.RUNNING or not entry.expects(row):
             return self._abandon([entry], _lost())
         entry.next_seqs[row.choice] += 1
+        if entry.passed_on_by is not None:  # the first text
+            entry.passed_on_by, entry.first_token_deadline = None, math.inf
         if row.prompt:
             entry.sink(PromptRead(row.prompt))
         entry.sink(_text_added(row))

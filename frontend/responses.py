@@ -11,7 +11,7 @@ import orjson
 from frontend.events import Accepted, Finished
 from frontend.shapes import Answer, Shape
 from frontend.version import VERSION
-from shared.errors import FAILURES, RequestError
+from shared.errors import FAILURES, ErrorCode, RequestError
 
 _NEVER_RETRY_STATUSES = frozenset({500, 504})  # the client would only fail, or wait, once more
 
@@ -95,6 +95,8 @@ def error_headers(error: RequestError) -> dict[str, str]:
     if seconds is not None:
         headers["retry-after"] = str(math.ceil(seconds))
         headers["retry-after-ms"] = str(math.ceil(seconds * 1000))  # OpenAI's client reads it first
+    if error.code is ErrorCode.SHUTTING_DOWN:
+        headers["connection"] = "close"  # the next request belongs to another server
     if failure.status == 401:
         headers["www-authenticate"] = "Bearer"
     if failure.status in _NEVER_RETRY_STATUSES:

@@ -22,9 +22,11 @@ from frontend.metrics import Metrics
 from frontend.served_model import ServedModel
 from frontend.service import Service
 from shared.config import FrontendConfig
-from shared.mailbox import Mailbox
+from shared.mailbox import LAUNCHER, Mailbox
+from shared.messages import Drained
 
 SWEEP_SECONDS = 1.0  # how late a deadline may be noticed
+DRAIN_SWEEP_SECONDS = 0.05  # how late the last answer's end may be noticed when we drain
 GOODBYE_SECONDS = 1  # for the last bytes of open requests at the end
 KEEP_ALIVE_SECONDS = 120  # longer than clients keep idle connections, so that they close first
 
@@ -51,6 +53,7 @@ def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
         max_queue=config.max_queue,
         queue_timeout_seconds=config.queue_timeout,
         request_timeout_seconds=config.request_timeout,
+        first_token_timeout_seconds=config.first_token_timeout,
     )
     health = Health(config.stall_timeout)
     engine = EngineClient(mailbox, metrics, health, limits, time.monotonic)
@@ -65,6 +68,7 @@ class _Server(uvicorn.Server):
         super().__init__(_uvicorn_config(service))
         self._engine = service.engine
         self._mailbox = mailbox
+        self._has_drained = False
         self.failure: Exception | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -94,7 +98,18 @@ class _Server(uvicorn.Server):
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._guard(self._engine.sweep)
-        self._timer = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+        self._mailbox.beat()
+        if self._engine.is_draining:
+            self._note_drained()
+        interval = DRAIN_SWEEP_SECONDS if self._engine.is_draining else SWEEP_SECONDS
+        self._timer = loop.call_later(interval, self._sweep, loop)
+
+    def _note_drained(self) -> None:
+        """Tells the launcher, once, that every response is on its way."""
+        if not self._has_drained and self._engine.is_empty and not self.server_state.tasks:
+            self._has_drained = True
+            identity = self._mailbox.identity
+            self._mailbox.send(LAUNCHER, Drained(identity.room, identity.epoch))
 
     def _guard(self, duty: Callable[[], None]) -> None:
         """Runs one duty; a bug in it ends the process, because the ledger can no longer be true."""

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
+from gpu_worker.audience import Audience, is_alive
 from gpu_worker.facts import sampling_defaults
 from gpu_worker.intake import IntakeLimits, to_sequences
 from gpu_worker.kv_cache import BLOCK_SIZE
@@ -25,13 +26,21 @@ from shared.errors import RequestError
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
+    ConfirmHeld,
     Generate,
     Message,
     RequestFailed,
     StepsAcknowledged,
     TokensSampled,
 )
-from shared.parts import ModelFacts, RequestStarted, SequenceEnded, TokenLogprobs
+from shared.parts import (
+    ModelFacts,
+    Peer,
+    RequestLost,
+    RequestStarted,
+    SequenceEnded,
+    TokenLogprobs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +69,10 @@ class Worker:
         self._microsleep_seconds = microsleep_seconds
         self._clock = clock
         self._unheard: dict[str, Generate] = {}  # the detokenizer knows nothing of them yet
+        self._audience = Audience()
+        self._peers: dict[str, Peer] = mailbox.peers
         self._ended: list[SequenceEnded] = []  # ends to be told with the next message
+        self._lost: list[RequestLost] = []  # likewise
         self._num_sent = 0
         self._num_acknowledged = 0
 
@@ -76,12 +88,14 @@ class Worker:
                 outputs = self.scheduler.apply(plan, result)
                 self.reporter.count(plan)
                 self._send(outputs)
+                self.mailbox.beat()
 
     def _receive(self) -> None:
         """Takes what has come; waits when there is nothing to do or the detokenizer is behind."""
         self.reporter.report_if_due(self._clock())
         if self.scheduler.is_idle:
-            if self._ended:
+            self.mailbox.beat()
+            if self._ended or self._lost:
                 self._send([])  # no step will follow that could carry them
             self.scheduler.check()  # a leak is found here, when it costs nothing
             self._take(IDLE_INTERVAL_SECONDS)
@@ -89,6 +103,7 @@ class Worker:
         else:
             self._take(0.0)
         while self._is_ahead and self.mailbox.stop is None:
+            self.mailbox.beat()  # whoever is behind is watched, too
             self._take(IDLE_INTERVAL_SECONDS)
             self.reporter.report_if_due(self._clock())
 
@@ -103,8 +118,20 @@ class Worker:
             self._take(left)
 
     def _take(self, timeout_seconds: float) -> None:
-        for message in self.mailbox.receive(timeout_seconds):
+        messages = self.mailbox.receive(timeout_seconds)
+        if self.mailbox.peers is not self._peers:  # the mailbox replaces the book when it changes
+            self._compare_lives()
+        for message in messages:
             self._handle(message)
+
+    def _compare_lives(self) -> None:
+        """Ends what nobody waits for any more, because a room that had a part in it died."""
+        old, self._peers = self._peers, self.mailbox.peers
+        for request_id in self._audience.gone(self._peers):
+            self._abort(Abort(request_id))
+        if _epoch(old, DETOKENIZER) != _epoch(self._peers, DETOKENIZER):
+            self._ended, self._lost = [], []
+            self._num_acknowledged = self._num_sent  # by nobody, for nobody
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -112,6 +139,8 @@ class Worker:
                 self._admit(message)
             case Abort():
                 self._abort(message)
+            case ConfirmHeld(frontend_id, request_ids):
+                self._confirm(frontend_id, request_ids)
             case StepsAcknowledged():
                 if message.epoch == self.mailbox.identity.epoch:
                     self._num_acknowledged = max(self._num_acknowledged, message.step)
@@ -123,14 +152,27 @@ class Worker:
             sequences = to_sequences(message, self._limits)
         except RequestError as error:
             failed = RequestFailed(message.request_id, error.code, error.message, error.param)
-            self.mailbox.send(f"frontend-{message.text.frontend_id}", failed)
+            self.mailbox.send(f"frontend-{message.text.route.frontend_id}", failed)
             return
         if self.scheduler.holds(message.request_id):
             logger.warning("ignored a second Generate of %s", message.request_id)
             return
+        if not is_alive(message.text.route, self._peers):
+            return  # who waited for it has failed it
         self.scheduler.add(*sequences)
         if self.scheduler.holds(message.request_id):
             self._unheard[message.request_id] = message
+            self._audience.join(message.request_id, message.text.route)
+
+    def _confirm(self, frontend_id: int, request_ids: tuple[str, ...]) -> None:
+        """What never came, and must not come any more, is lost.
+
+        So is, in name, what has ended: the detokenizer tells that after the answer's own end.
+        """
+        for request_id in request_ids:
+            if not self.scheduler.holds(request_id):
+                self.scheduler.abort(request_id)
+                self._lost.append(RequestLost(request_id, frontend_id))
 
     def _abort(self, message: Abort) -> None:
         sequences = self.scheduler.abort(message.request_id, message.choice)
@@ -138,6 +180,7 @@ class Worker:
             self._ended += [_ended(sequence) for sequence in sequences]
         elif not self.scheduler.holds(message.request_id):
             del self._unheard[message.request_id]
+        self._forget_if_ended(message.request_id)
 
     def _send(self, outputs: list[SampledToken]) -> None:
         """Sends one step: its tokens, the requests that begin with it, and all that has ended."""
@@ -155,9 +198,16 @@ class Worker:
             token_ids=tuple(output.token_id for output in tokens),
             logprobs=_logprobs(tokens),
             ended=(*self._ended, *ended),
+            lost=tuple(self._lost),
         )
-        self._ended = []
+        self._ended, self._lost = [], []
+        for end in ended:
+            self._forget_if_ended(end.request_id)
         self.mailbox.send(DETOKENIZER, message)
+
+    def _forget_if_ended(self, request_id: str) -> None:
+        if not self.scheduler.holds(request_id):
+            self._audience.leave(request_id)
 
     def _started(self, outputs: list[SampledToken]) -> Iterator[RequestStarted]:
         """The requests of which the detokenizer hears with these outputs."""
@@ -178,6 +228,10 @@ def _logprobs(tokens: list[SampledToken]) -> tuple[TokenLogprobs | None, ...]:
     if not any(scores):
         return ()
     return tuple(None if score is None else TokenLogprobs(*score) for score in scores)
+
+
+def _epoch(peers: dict[str, Peer], room: str) -> int | None:
+    return peers[room].epoch if room in peers else None
 
 
 def _ended(sequence: Sequence) -> SequenceEnded:

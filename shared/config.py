@@ -79,6 +79,15 @@ def _max_concurrent() -> Any:
     )
 
 
+def _stall_timeout() -> Any:
+    return flag(
+        60.0,
+        "seconds in which a process must get on with its work, such as the model's with a step; "
+        "beyond it: /health is 503, and the process is replaced",
+        at_least=1,
+    )
+
+
 @dataclass(frozen=True)
 class FrontendConfig:
     """HTTP server"""
@@ -127,14 +136,22 @@ class FrontendConfig:
         "where a message holds the model's thoughts; `none`: in the content, as they were written",
         choices=("both", "reasoning_content", "reasoning", "none"),
     )
+    first_token_timeout: float = flag(
+        300.0,
+        "most seconds from a request's place among those under way to its first token; "
+        "beyond it: 504",
+        at_least=0.001,
+    )
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
     )
-    stall_timeout: float = flag(
-        60.0,
-        "seconds without a finished step, while work runs, after which /health is 503",
-        at_least=1,
+    upload_timeout: float = flag(
+        120.0, "most seconds from a request's header to the end of its body", at_least=0.001
     )
+    write_timeout: float = flag(
+        30.0, "seconds after which a client that takes nothing of its answer has gone", at_least=1
+    )
+    stall_timeout: float = _stall_timeout()
 
     @property
     def model_name(self) -> str:
@@ -334,6 +351,16 @@ class LauncherConfig:
         unset="under $XDG_RUNTIME_DIR or /tmp",
     )
     tokenizer_processes: int = flag(1, "tokenizer processes", at_least=1)
+    restart_limit: int = flag(
+        3,
+        "deaths of processes within 10 minutes that are mended by a restart; one more ends the "
+        "service with status 70; 0: the first does",
+        at_least=0,
+    )
+    stall_timeout: float = _stall_timeout()
+    drain_timeout: float = flag(
+        30.0, "most seconds that running requests have to end after SIGTERM", at_least=0
+    )
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,40 @@ It handles what is the same in every room (`AddressBook`, `Stop`) and hands over
 
 import gc
 import logging
+import time
 
 from shared.config import Identity
-from shared.messages import AddressBook, Message, RoomReady, RoomStarted, Stop
+from shared.messages import (
+    AddressBook,
+    Message,
+    RoomGetsOn,
+    RoomReady,
+    RoomStarted,
+    StageReached,
+    Stop,
+)
 from shared.parts import ModelFacts, Peer
 from shared.sockets import Inbox, Outbox
 
 logger = logging.getLogger(__name__)
 
 LAUNCHER = "launcher-0"
+BEAT_SECONDS = 1.0  # from one sign of life of a room to the next
 
 
 class Mailbox:
     """Receives for one room and sends to the others by name.
 
-    `peers` is the newest address book, `stop` the launcher's order to end, once it has come.
+    `peers` is the newest address book, and `is_warm` what it says of them; `stop` is the launcher's
+    order to end, once it has come.
     """
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.peers: dict[str, Peer] = {}
+        self.is_warm = False
         self.stop: Stop | None = None
+        self._beat_due = 0.0
         self._inbox = Inbox(identity.address)
         self._outboxes: dict[str, Outbox] = {}
 
@@ -39,6 +52,10 @@ class Mailbox:
         self._outboxes[LAUNCHER] = Outbox(launcher.address)
         self.send(LAUNCHER, RoomStarted(self.identity.room, self.identity.epoch))
 
+    def report_stage(self, stage: str) -> None:
+        """Tells the launcher what this room's start does now, such as `loading the weights`."""
+        self.send(LAUNCHER, StageReached(self.identity.room, self.identity.epoch, stage))
+
     def report_ready(self, model: ModelFacts | None = None) -> None:
         """Tells the launcher that this room can do its work; a worker, of its model.
 
@@ -48,6 +65,17 @@ class Mailbox:
         gc.collect()
         gc.freeze()
         self.send(LAUNCHER, RoomReady(self.identity.room, self.identity.epoch, model))
+
+    def beat(self) -> None:
+        """Tells the launcher, if it is time, that this room gets on.
+
+        To be called from the room's loop wherever it has finished something or has nothing to do: a
+        ready room that is not heard of is taken for stuck, and replaced.
+        """
+        now = time.monotonic()
+        if now >= self._beat_due:
+            self._beat_due = now + BEAT_SECONDS
+            self.send(LAUNCHER, RoomGetsOn(self.identity.room, self.identity.epoch))
 
     def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
         """Returns the messages of this room's own work; waits for the first if there is none."""
@@ -83,6 +111,7 @@ class Mailbox:
     def update_peers(self, book: AddressBook) -> None:
         """Connects to rooms that are new or respawned, and forgets the ones that are gone."""
         old, self.peers = self.peers, {peer.room: peer for peer in book.peers}
+        self.is_warm = book.is_warm
         for room, peer in old.items():
             if room not in self.peers or self.peers[room].address != peer.address:
                 self._outboxes.pop(room).close()

@@ -13,7 +13,9 @@ from shared.parts import (
     Peer,
     Prompt,
     PromptScored,
+    RequestLost,
     RequestStarted,
+    Route,
     ScoredToken,
     SequenceEnded,
     TextEnded,
@@ -35,6 +37,15 @@ class RoomStarted:
 
 
 @dataclass(frozen=True)
+class StageReached:
+    """room -> launcher: what its start does now, in words for people."""
+
+    room: str
+    epoch: int
+    stage: str
+
+
+@dataclass(frozen=True)
 class RoomReady:
     """room -> launcher: it can do its work, with what it learnt while loading."""
 
@@ -44,10 +55,39 @@ class RoomReady:
 
 
 @dataclass(frozen=True)
+class RoomGetsOn:
+    """room -> launcher: about once a second, if it has got on with its work or has none."""
+
+    room: str
+    epoch: int
+
+
+@dataclass(frozen=True)
 class AddressBook:
     """launcher -> every room: who lives where; sent whole whenever it changes."""
 
     peers: tuple[Peer, ...]
+    is_warm: bool  # an answer has come through just these rooms, so callers may be let in
+
+
+@dataclass(frozen=True)
+class PipelineWarm:
+    """frontend -> launcher: an answer has come through these lives of the rooms."""
+
+    epochs: dict[str, int]  # by room
+
+
+@dataclass(frozen=True)
+class Drain:
+    """launcher -> frontend: let nobody in, and say when the last has been answered."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """frontend -> launcher: nobody waits for an answer any more."""
+
+    room: str
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +115,7 @@ class Tokenize:
     """frontend -> tokenizer: one validated request for answers to one prompt."""
 
     request_id: str
-    frontend_id: int
+    route: Route
     worker_id: int
     prompt: Prompt
     max_tokens: int | None  # None: whatever the context leaves; 0: only the prompt is scored
@@ -158,6 +198,14 @@ class Abort:
     choice: int | None = None  # one answer alone; None: all of them
 
 
+@dataclass(frozen=True)
+class ConfirmHeld:
+    """frontend -> worker: their tokenizer has died; those whose `Generate` never came are lost."""
+
+    frontend_id: int
+    request_ids: tuple[str, ...]
+
+
 # ── 3. worker -> detokenizer ─────────────────────────────────────────────────────────────────────
 
 
@@ -175,6 +223,7 @@ class TokensSampled:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]  # () when no row wants them
     ended: tuple[SequenceEnded, ...]
+    lost: tuple[RequestLost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,9 +284,10 @@ class WorkerReported:
 
 
 Message = (
-    RoomStarted | RoomReady | AddressBook | Stop
+    RoomStarted | StageReached | RoomReady | RoomGetsOn | AddressBook | Stop
+    | PipelineWarm | Drain | Drained
     | CreditGranted | Tokenize | Encode | Decode
-    | PromptAccepted | Encoded | Decoded | Generate | Abort
+    | PromptAccepted | Encoded | Decoded | Generate | Abort | ConfirmHeld
     | TokensSampled | StepsAcknowledged
     | TextProduced | RequestFailed | WorkerReported
 )  # fmt: skip

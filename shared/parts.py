@@ -23,6 +23,19 @@ class Peer:
     address: str  # ipc:// endpoint of its inbox
     is_ready: bool
     model: ModelFacts | None  # of a ready worker
+    stage: str = ""  # what its start does now, in words for people
+
+
+@dataclass(frozen=True)
+class Route:
+    """The lives that a request's text goes through (part of `Tokenize` and `TextStart`).
+
+    When one of them is over, nobody waits for the text.
+    """
+
+    frontend_id: int
+    frontend_epoch: int
+    detokenizer_epoch: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class TextStart:
     """What the detokenizer must know before a request's first token; opaque to the worker."""
 
     request_id: str
-    frontend_id: int
+    route: Route
     prompt_tail: tuple[int, ...]  # last prompt tokens: the context of the first piece of text
     options: TextOptions
     min_tokens: int = 0  # no stop string is looked for in the text of as many
@@ -114,6 +127,14 @@ class RequestStarted:
     num_choices: int
     cached_tokens: int  # tokens of the prompt whose keys and values were there already
     prompt_logprobs: tuple[TokenLogprobs, ...]  # of all prompt tokens but the first; () unasked
+
+
+@dataclass(frozen=True)
+class RequestLost:
+    """A request that never reached the worker (part of `TokensSampled`)."""
+
+    request_id: str
+    frontend_id: int
 
 
 @dataclass(frozen=True)

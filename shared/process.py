@@ -1,11 +1,12 @@
 """The child's side of the contract with the launcher: life, signals, title, last words.
 
 Started as `python -P -m shared.process ROOM_CONFIG.json`; the file names the room, its settings and
-its launcher. A room dies with its launcher (prctl(2), PR_SET_PDEATHSIG) and ignores SIGINT and
-SIGTERM: only the launcher's `Stop` ends it, so that rooms end in order.
+its launcher. A room dies with its launcher (prctl(2), PR_SET_PDEATHSIG) and ignores SIGINT, SIGTERM
+and SIGHUP: only the launcher's `Stop` ends it, so that rooms end in order.
 """
 
 import ctypes
+import faulthandler
 import importlib
 import logging
 import os
@@ -67,11 +68,12 @@ def main(config_path: str) -> int:
     """Runs one room to its end and returns the exit status."""
     child = msgspec.json.decode(Path(config_path).read_bytes(), type=ChildProcess)
     _die_with(child.launcher_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     kind = ROOM_KINDS[child.kind]
     config: Any = msgspec.convert(child.config, kind.config_class)
     identity: Identity = config.identity
+    faulthandler.enable()  # the stack goes to the log at a crash, or when the launcher aborts us
     setproctitle.setproctitle(f"{TITLE}: {identity.room}")
     logs.set_up(identity.room, child.loglevel, child.log_format)
     return _run(kind.entry, config)

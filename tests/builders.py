@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 from scheduler.plan import Admission, StepPlan, StepResult
 from scheduler.scheduler import SampledToken, Scheduler
 from scheduler.sequence import Sequence
+from shared.parts import Route
 from shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GREEDY = SamplingParams(seed=0, temperature=0.0)
+ROUTE = Route(frontend_id=0, frontend_epoch=1, detokenizer_epoch=1)
 END_TOKEN = 1
 
 

@@ -170,6 +170,8 @@ class FakeMailbox(Mailbox):
     def __init__(self, identity: Identity, *rooms: str, clock: ManualClock | None = None) -> None:
         self.identity = identity
         self.peers = {room: Peer(room, 1, f"ipc:///nowhere/{room}", True, None) for room in rooms}
+        self.is_warm = True
+        self.num_beats = 0
         self.stop: Stop | None = None
         self.sent: list[tuple[str, Message]] = []
         self.unreachable: set[str] = set()
@@ -209,6 +211,10 @@ class FakeMailbox(Mailbox):
 
     def update_peers(self, book: AddressBook) -> None:
         self.peers = {peer.room: peer for peer in book.peers}
+        self.is_warm = book.is_warm
+
+    def beat(self) -> None:
+        self.num_beats += 1
 
     def _take_due(self) -> list[Message]:
         due: list[Message] = []

@@ -72,6 +72,12 @@ ROWS = {
     "tokenizer_processes": Row(
         "2", (LAUNCHER,), f"{STARTS}::test_a_model_without_a_chat_template_starts_with_a_warning"
     ),
+    "restart_limit": Row(
+        "7", (LAUNCHER,), "e2e/test_deaths.py::test_one_death_too_many_ends_the_service"
+    ),
+    "drain_timeout": Row(
+        "7", (LAUNCHER,), "e2e/test_drain.py::test_what_does_not_end_in_time_is_ended"
+    ),
     "reasoning_field": Row(
         "reasoning", ("frontend/service.py",), f"{API_FLAGS}::test_thoughts_are_where_the_flag_says"
     ),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import launcher
 from shared.errors import EXIT_CONFIGURATION
 from shared.launching import flags
 
@@ -161,8 +160,3 @@ def test_another_system_is_told_where_the_server_runs(platform: str, named: str)
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
     assert named in line
-
-
-@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
-def test_every_signal_has_a_name(number: int, name: str) -> None:
-    assert launcher._signal_name(number) == name

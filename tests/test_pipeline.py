@@ -117,6 +117,7 @@ class Pipeline:
             max_queue=0,
             queue_timeout_seconds=30.0,
             request_timeout_seconds=600.0,
+            first_token_timeout_seconds=300.0,
         )
         health = Health(60.0)
         self.engine = EngineClient(frontend, self.metrics, health, limits, clock=lambda: 0.0)
@@ -186,7 +187,7 @@ class Pipeline:
                 sampling=message.sampling,
                 num_choices=message.num_choices,
                 cache_salt=message.cache_salt,
-                text=TextStart(message.request_id, 0, prompt[-2:], message.text),
+                text=TextStart(message.request_id, message.route, prompt[-2:], message.text),
             )
             accepted = PromptAccepted(message.request_id, len(prompt), None)
             self.tokenizer.send("frontend-0", accepted)

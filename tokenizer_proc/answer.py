@@ -31,9 +31,15 @@ class Answer:
     """
 
     def __init__(
-        self, start: TextStart, vocabulary: Vocabulary, texts: TokenTexts, cached_tokens: int
+        self,
+        start: TextStart,
+        vocabulary: Vocabulary,
+        texts: TokenTexts,
+        cached_tokens: int,
+        worker_id: int = 0,
     ) -> None:
-        self.frontend_id = start.frontend_id
+        self.frontend_id = start.route.frontend_id
+        self.worker_id = worker_id
         self.cached_tokens = cached_tokens
         self.num_tokens = 0
         self.finish_reason: str | None = None

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Vocabulary
 
 from shared.config import DetokenizerConfig
 from shared.errors import ErrorCode, WireError
-from shared.mailbox import Mailbox, unexpected
+from shared.mailbox import BEAT_SECONDS, Mailbox, unexpected
 from shared.messages import Abort, RequestFailed, StepsAcknowledged, TextProduced, TokensSampled
 from shared.parts import (
     PromptScored,
@@ -32,6 +32,7 @@ from tokenizer_proc.vocabulary import vocabulary_path
 logger = logging.getLogger(__name__)
 
 _LOST = "A part of the answer was lost."
+_NEVER_CAME = "A process of the server died before it had passed the request on."
 
 
 class AnswerKey(NamedTuple):
@@ -104,6 +105,7 @@ class Detokenizer:
         self._vocabulary = vocabulary
         self._texts = TokenTexts(vocabulary)
         self._answers: dict[AnswerKey, Answer] = {}
+        self._worker_epochs: dict[int, int] = {}  # of the workers whose answers these are
         self._outbox: defaultdict[int, Outgoing] = defaultdict(Outgoing)  # by frontend, of one step
 
     @property
@@ -114,23 +116,44 @@ class Detokenizer:
     def run(self) -> None:
         """Serves until the launcher says stop."""
         while self._mailbox.stop is None:
-            self.serve_once(timeout_seconds=None)
+            self.serve_once(BEAT_SECONDS)
+            self._mailbox.beat()
 
     def serve_once(self, timeout_seconds: float | None) -> None:
         """Handles all that has come and acknowledges the newest step of each worker."""
         newest: dict[int, TokensSampled] = {}
-        for message in self._mailbox.receive(timeout_seconds):
-            if isinstance(message, TokensSampled):
+        messages = self._mailbox.receive(timeout_seconds)
+        self._forget_the_dead()
+        for message in messages:
+            if not isinstance(message, TokensSampled):
+                unexpected(message)
+            elif self._is_from_the_living(message):
                 self._handle(message)
                 newest[message.worker_id] = message
-            else:
-                unexpected(message)
         for worker_id, step in newest.items():
             acknowledged = StepsAcknowledged(step.epoch, step.step)
             self._mailbox.send(f"worker-{worker_id}", acknowledged)
 
+    def _forget_the_dead(self) -> None:
+        """Drops the answers of workers that will say no more; who waits is told by the launcher."""
+        for worker_id, epoch in list(self._worker_epochs.items()):
+            if self._worker_epoch(worker_id) != epoch:
+                del self._worker_epochs[worker_id]
+                for key in [k for k, a in self._answers.items() if a.worker_id == worker_id]:
+                    del self._answers[key]
+
+    def _is_from_the_living(self, step: TokensSampled) -> bool:
+        is_living = self._worker_epoch(step.worker_id) == step.epoch
+        if is_living:
+            self._worker_epochs[step.worker_id] = step.epoch
+        return is_living
+
+    def _worker_epoch(self, worker_id: int) -> int | None:
+        peer = self._mailbox.peers.get(f"worker-{worker_id}")
+        return None if peer is None else peer.epoch
+
     def _handle(self, step: TokensSampled) -> None:
-        """One step's tokens, then the ends that came without one."""
+        """One step's tokens, then the ends that came without one, then what never came."""
         for started in step.started:
             self._start(started, step.worker_id)
         ends = {AnswerKey(end.request_id, end.choice): end for end in step.ended}
@@ -152,6 +175,9 @@ class Detokenizer:
             self._forget_if_ended(key, answer, end, step.worker_id)
         for key, end in ends.items():
             self._end_without_token(key, end, step.worker_id)
+        for lost in step.lost:
+            failed = RequestFailed(lost.request_id, ErrorCode.ENGINE_DEAD, _NEVER_CAME, None)
+            self._outbox[lost.frontend_id].failed.append(failed)
         self._send(step)
 
     def _send(self, step: TokensSampled) -> None:
@@ -165,7 +191,7 @@ class Detokenizer:
         for choice in range(started.num_choices):
             key = AnswerKey(start.request_id, choice)
             cached = started.cached_tokens
-            self._answers[key] = Answer(start, self._vocabulary, self._texts, cached)
+            self._answers[key] = Answer(start, self._vocabulary, self._texts, cached, worker_id)
         # A sequence that failed within its prompt has no scores; its end says so.
         if len(started.prompt_logprobs) == len(start.scored_token_ids) - 1:
             self._score_prompt(start, started.prompt_logprobs, worker_id)
@@ -180,7 +206,7 @@ class Detokenizer:
             self._fail(AnswerKey(start.request_id, 0), _LOST, worker_id)
             return
         scored = PromptScored(start.request_id, tokens)
-        self._outbox[start.frontend_id].prompts.append(scored)
+        self._outbox[start.route.frontend_id].prompts.append(scored)
 
     def _forget_if_ended(
         self, key: AnswerKey, answer: Answer, end: SequenceEnded | None, worker_id: int

@@ -169,7 +169,7 @@ def _text_start(message: Tokenize, prompt: list[int], encoder: PromptEncoder) ->
     is_framed = text is not None and text.add_special_tokens
     return TextStart(
         request_id=message.request_id,
-        frontend_id=message.frontend_id,
+        route=message.route,
         prompt_tail=tuple(prompt[-PROMPT_TAIL:]),
         options=message.text,
         stop_token_ids=sampling.stop_token_ids,

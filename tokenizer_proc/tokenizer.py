@@ -12,7 +12,7 @@ from typing import Any
 
 from shared.config import TokenizerConfig
 from shared.errors import ErrorCode, RequestError
-from shared.mailbox import Mailbox, unexpected
+from shared.mailbox import BEAT_SECONDS, Mailbox, unexpected
 from shared.messages import Abort, CreditGranted, Decode, Encode, Message, RequestFailed, Tokenize
 from shared.parts import ModelFacts
 from tokenizer_proc.generation import accept
@@ -50,11 +50,13 @@ class Tokenizer:
     def run(self) -> None:
         """Serves until the launcher says stop."""
         while self._mailbox.stop is None:
-            messages = self._mailbox.receive(timeout_seconds=None)
+            messages = self._mailbox.receive(timeout_seconds=BEAT_SECONDS)
+            self._mailbox.beat()
             self._grant_first_credit()
             self._early_aborts = {m.request_id for m in messages if isinstance(m, Abort)}
             for message in messages:
                 self._handle(message)
+                self._mailbox.beat()
 
     def _grant_first_credit(self) -> None:
         for frontend in self._mailbox.ready_rooms("frontend"):
@@ -71,7 +73,7 @@ class Tokenizer:
         match message:
             case Tokenize() | Encode() | Decode():
                 self._serve(message)
-                self._grant(f"frontend-{message.frontend_id}", 1)
+                self._grant(_frontend(message), 1)
             case Abort():
                 pass  # one that came with its command has been noted; any other came too late
             case _:
@@ -92,7 +94,7 @@ class Tokenizer:
             self._fail(message, _NOT_TOKENIZED)
 
     def _answer(self, message: Command) -> None:
-        frontend = f"frontend-{message.frontend_id}"
+        frontend = _frontend(message)
         match message:
             case Tokenize():
                 self._forward(message, frontend)
@@ -111,7 +113,7 @@ class Tokenizer:
 
     def _fail(self, message: Command, error: RequestError) -> None:
         failed = RequestFailed(message.request_id, error.code, error.message, error.param)
-        self._mailbox.send(f"frontend-{message.frontend_id}", failed)
+        self._mailbox.send(_frontend(message), failed)
 
     def _worker(self, worker_id: int) -> ModelFacts:
         """What the worker told of its model; raises RequestError where there is none."""
@@ -119,6 +121,15 @@ class Tokenizer:
         if worker is None or worker.model is None:
             raise _WORKER_GONE
         return worker.model
+
+
+def _frontend(command: Command) -> str:
+    """The room that wants the answer."""
+    match command:
+        case Tokenize(route=route):
+            return f"frontend-{route.frontend_id}"
+        case Encode(frontend_id=frontend_id) | Decode(frontend_id=frontend_id):
+            return f"frontend-{frontend_id}"
 
 
 def publish_vocabulary(tokenizer: Any, path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import launcher
 from benchmarks.formula.settings import FILE_NAME, FormulaSettings
-from shared.config import Identity, ServerConfig
+from shared.config import ServerConfig
 
 OWN_ROOMS = ("worker", "frontend")
 
@@ -37,10 +37,8 @@ class FormulaLauncher(launcher.Launcher):
         finally:
             (Path(self._run_directory) / FILE_NAME).unlink()
 
-    def _command(self, identity: Identity, config_path: Path) -> list[str]:
-        if identity.kind not in OWN_ROOMS:
-            return super()._command(identity, config_path)
-        return [sys.executable, "-P", "-m", "benchmarks.formula.room", str(config_path)]
+    def _program(self, kind: str) -> str:
+        return "benchmarks.formula.room" if kind in OWN_ROOMS else super()._program(kind)
 
 
 def parse(arguments: list[str]) -> FormulaSettings:

@@ -44,7 +44,8 @@ def make_book(epochs: dict[str, int] | None = None, *, ready: bool = True) -> Ad
             )
             for room, epoch in rooms.items()
             if epoch
-        )
+        ),
+        is_warm=ready,
     )
 
 
@@ -129,6 +130,7 @@ class PipeMailbox(Mailbox):
     def __init__(self) -> None:
         self.identity = Identity("frontend", 0, 1, "")
         self.peers: dict[str, Peer] = {}
+        self.is_warm = False
         self.stop: Stop | None = None
         self.sent: list[tuple[str, Message]] = []
         self.unreachable: set[str] = set()
@@ -151,8 +153,9 @@ class PipeMailbox(Mailbox):
         work: list[Message] = []
         while self._arrived:
             match self._arrived.popleft():
-                case AddressBook(peers):
+                case AddressBook(peers, is_warm):
                     self.peers = {peer.room: peer for peer in peers}
+                    self.is_warm = is_warm
                 case Stop() as stop:
                     self.stop = stop
                 case message:
@@ -167,6 +170,9 @@ class PipeMailbox(Mailbox):
 
     def ready_rooms(self, kind: str) -> list[Peer]:
         return [p for p in self.peers.values() if p.is_ready and p.room.startswith(f"{kind}-")]
+
+    def beat(self) -> None:
+        pass
 
     def report_ready(self, model: ModelFacts | None = None) -> None:
         self.is_ready.set()

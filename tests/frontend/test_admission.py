@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from frontend.admission import Admission, Limits, Pace, Waiting
 from frontend.events import Failed
 from frontend.generation import Generation
-from frontend.ledger import Entry, Ledger, Life
+from frontend.ledger import Entry, Ledger
+from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, Stop
 from tests.frontend.fakes import make_book, make_text
@@ -256,7 +257,13 @@ class AdmissionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ledger = Ledger()
-        limits = Limits(MAX_CONCURRENT, MAX_QUEUE, TIMEOUT, request_timeout_seconds=600.0)
+        limits = Limits(
+            MAX_CONCURRENT,
+            MAX_QUEUE,
+            TIMEOUT,
+            request_timeout_seconds=600.0,
+            first_token_timeout_seconds=300.0,
+        )
         self.admission = Admission(self.ledger, limits)
         self.now = 0.0
         self.line: list[tuple[str, int, float]] = []  # (request, answers, since)

@@ -1,10 +1,14 @@
 """Prompts go before lookups, and lookups one at a time, to tokenizers that are idle."""
 
 from frontend.dispatch import Dispatch
-from frontend.ledger import Life
+from frontend.life import Life
 from shared.messages import Decode, Encode, Tokenize
-from shared.parts import Prompt, TextOptions
+from shared.parts import (
+    Prompt,
+    TextOptions,
+)
 from shared.sampling import SamplingParams
+from tests.builders import ROUTE
 
 FIRST, SECOND = Life("tokenizer-0", 1), Life("tokenizer-1", 1)
 BOTH = {FIRST, SECOND}
@@ -13,7 +17,7 @@ BOTH = {FIRST, SECOND}
 def prompt(request_id: str) -> Tokenize:
     return Tokenize(
         request_id=request_id,
-        frontend_id=0,
+        route=ROUTE,
         worker_id=0,
         prompt=Prompt(token_ids=(1,)),
         max_tokens=None,

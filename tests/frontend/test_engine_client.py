@@ -26,6 +26,7 @@ from shared.messages import (
 )
 from shared.parts import ChatPrompt, Prompt, TextOptions
 from shared.sampling import SamplingParams
+from tests.builders import ROUTE
 from tests.frontend.fakes import CACHED_TOKENS, PipeMailbox, make_book, make_report, make_text
 
 WANTED = Submission(
@@ -53,6 +54,7 @@ class Bench:
             max_queue=max_queue,
             queue_timeout_seconds=30.0,
             request_timeout_seconds=100.0,
+            first_token_timeout_seconds=300.0,
         )
         health = Health(60.0)
         self.engine = EngineClient(
@@ -99,7 +101,7 @@ def test_one_request_from_end_to_end(bench: Bench) -> None:
         request_id = generation.request_id
         command = bench.mailbox.sent_to("tokenizer-0")[0]
         assert isinstance(command, Tokenize)
-        assert (command.request_id, command.frontend_id, command.worker_id) == (request_id, 0, 0)
+        assert (command.request_id, command.route, command.worker_id) == (request_id, ROUTE, 0)
         bench.now = 1.0
         bench.arrive(PromptAccepted(request_id, 9, None), make_text(request_id, 0, "a"))
         bench.now = 1.5

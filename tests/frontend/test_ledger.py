@@ -15,7 +15,8 @@ from hypothesis.stateful import (
 )
 
 from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded, TextFound
-from frontend.ledger import LEGAL_TRANSITIONS, Abandoned, Entry, Ledger, Life, State
+from frontend.ledger import LEGAL_TRANSITIONS, Abandoned, Entry, Ledger, State
+from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, TextProduced
 from tests.frontend.fakes import CACHED_TOKENS, Piece, make_text, make_texts

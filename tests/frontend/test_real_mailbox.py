@@ -76,7 +76,7 @@ def test_one_request_and_the_end(rooms: Rooms) -> None:
         Peer("tokenizer-0", 1, tokenizer.identity.address, True, None),
     ]
     others = [dataclasses.replace(peers[1], room=room) for room in ("worker-0", "detokenizer-0")]
-    book = AddressBook((*peers, *others))
+    book = AddressBook((*peers, *others), is_warm=True)
     launcher.update_peers(book)
     tokenizer.update_peers(book)
     launcher.send("frontend-0", book)

@@ -16,6 +16,7 @@ from shared.errors import FAILURES, BadRequest, ErrorCode, RequestError
 from shared.messages import Tokenize
 from shared.parts import ChatPrompt, TextOptions
 from shared.sampling import SamplingParams
+from tests.builders import ROUTE
 
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
 RULES = translate.Rules(MODEL, max_choices=8, sampling_defaults={})
@@ -353,7 +354,7 @@ def test_whatever_is_accepted_crosses_the_wire() -> None:
     (prompt,) = wanted.prompts
     command = Tokenize(
         request_id="r",
-        frontend_id=0,
+        route=ROUTE,
         worker_id=0,
         prompt=prompt,
         max_tokens=wanted.max_tokens,

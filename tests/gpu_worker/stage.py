@@ -9,7 +9,13 @@ from gpu_worker.worker import DETOKENIZER, Worker
 from scheduler.plan import StepPlan, StepResult
 from shared.config import Identity
 from shared.messages import Generate, Message, TokensSampled
-from shared.parts import RequestStarted, SequenceEnded, TextOptions, TextStart
+from shared.parts import (
+    RequestStarted,
+    Route,
+    SequenceEnded,
+    TextOptions,
+    TextStart,
+)
 from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY, make_scheduler
 from tests.fakes import (
@@ -134,7 +140,7 @@ def generate(
         cache_salt=cache_salt,
         text=TextStart(
             request_id,
-            frontend,
+            Route(frontend, 1, 1),
             prompt[-2:],
             TextOptions(stop=("stop",), only_scores_prompt=max_tokens == 0),
             scored_token_ids=tokens if sampling.num_prompt_logprobs is not None else (),

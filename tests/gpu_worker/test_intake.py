@@ -11,15 +11,16 @@ from shared.errors import ErrorCode, RequestError
 from shared.messages import Generate
 from shared.parts import TextOptions, TextStart
 from shared.sampling import MAX_PROMPT_LOGPROBS, SamplingParams
+from tests.builders import ROUTE
 
 LIMITS = IntakeLimits(max_model_len=10, vocab_size=100, end_token_ids=frozenset({1, 2}))
 SAMPLING = SamplingParams(seed=5, temperature=0.5)
-GENERATE = Generate("r", (0, 50, 99), 7, SAMPLING, 1, "", TextStart("r", 0, (), TextOptions()))
+GENERATE = Generate("r", (0, 50, 99), 7, SAMPLING, 1, "", TextStart("r", ROUTE, (), TextOptions()))
 
 
 def text(**options: Any) -> TextStart:
     """The beginning of a text with these options."""
-    return TextStart("r", 0, (), TextOptions(**options))
+    return TextStart("r", ROUTE, (), TextOptions(**options))
 
 
 def scoring(
@@ -160,7 +161,7 @@ def test_a_prompt_is_told_with_so_many_logprobs_at_most(number: int, length: int
         ({"prompt_token_ids": (5,) * 10, "max_tokens": 1}, "exceed 10"),
         ({"prompt_token_ids": (5, 100)}, "vocabulary"),
         ({"prompt_token_ids": (-1, 5)}, "vocabulary"),
-        ({"text": TextStart("r", 0, (-1,), TextOptions())}, "beginning of its text"),
+        ({"text": TextStart("r", ROUTE, (-1,), TextOptions())}, "beginning of its text"),
         ({"text": text(stop=("",))}, "beginning of its text"),
         ({"text": text(only_scores_prompt=True)}, "beginning of its text"),
         ({"text": replace(text(), scored_token_ids=(0, 50, 99))}, "beginning of its text"),

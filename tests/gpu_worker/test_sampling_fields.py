@@ -14,7 +14,7 @@ from scheduler.sequence import Sequence, State
 from shared.config import FrontendConfig, ModelConfig
 from shared.messages import Generate
 from shared.parts import TextOptions, TextStart
-from tests.builders import make_admission
+from tests.builders import ROUTE, make_admission
 from tests.gpu_worker.sampling import CPU, ask, decode_plan
 
 MODEL = ServedModel(FrontendConfig(model=ModelConfig(hf_model="org/tiny")), created=1)
@@ -31,7 +31,7 @@ def to_wanted(**fields: Any) -> Sequence:
     """What the worker schedules for a request with these fields."""
     body = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, **fields}
     wanted = translate.chat(json.dumps(body).encode(), RULES, random_seed=5).submission
-    text = TextStart("r", 0, (), TextOptions())
+    text = TextStart("r", ROUTE, (), TextOptions())
     return to_sequence(Generate("r", PROMPT, LENGTH, wanted.sampling, 1, "", text), LIMITS)
 
 

@@ -49,7 +49,7 @@ def peer(mailbox: Mailbox, *, is_ready: bool = True) -> Peer:
 
 def book(*mailboxes: Mailbox) -> AddressBook:
     """An address book of ready rooms."""
-    return AddressBook(tuple(peer(mailbox) for mailbox in mailboxes))
+    return AddressBook(tuple(peer(mailbox) for mailbox in mailboxes), is_warm=True)
 
 
 def receive(mailbox: Mailbox, count: int) -> list[Message]:
@@ -101,7 +101,9 @@ def test_sending_to_a_room_that_never_lived_is_a_loss_and_does_not_block(
     monkeypatch.setattr("shared.sockets.CONNECT_TIMEOUT_SECONDS", 0.01)
     frontend = open_mailbox("frontend")
     ghost = Identity("worker", 0, 1, run_directory)
-    frontend.update_peers(AddressBook((Peer(ghost.room, 1, ghost.address, True, None),)))
+    frontend.update_peers(
+        AddressBook((Peer(ghost.room, 1, ghost.address, True, None),), is_warm=True)
+    )
     start = time.perf_counter()
     assert not any(frontend.send("worker-0", Abort("r")) for _ in range(100))
     assert time.perf_counter() - start < 1.0
@@ -149,7 +151,7 @@ def test_an_unchanged_book_keeps_its_connections(open_mailbox: OpenMailbox) -> N
     worker, frontend = open_mailbox("worker"), open_mailbox("frontend")
     frontend.update_peers(book(worker))
     frontend.send("worker-0", Abort("a"))
-    frontend.update_peers(AddressBook((peer(worker, is_ready=False),)))
+    frontend.update_peers(AddressBook((peer(worker, is_ready=False),), is_warm=False))
     frontend.send("worker-0", Abort("b"))
     assert receive(worker, 2) == [Abort("a"), Abort("b")]
     assert frontend.peers["worker-0"].is_ready is False
@@ -188,7 +190,7 @@ def test_the_address_book_does_not_cut_the_line_to_the_launcher(open_mailbox: Op
     launcher, worker = open_mailbox("launcher", epoch=0), open_mailbox("worker")
     worker.join()
     worker.update_peers(book(worker))
-    worker.update_peers(AddressBook(()))
+    worker.update_peers(AddressBook((), is_warm=False))
     assert worker.send(LAUNCHER, Abort("r"))
     assert receive(launcher, 2)[-1] == Abort("r")
 
@@ -198,7 +200,7 @@ def test_only_ready_rooms_of_the_kind_are_ready(open_mailbox: OpenMailbox) -> No
     detokenizer = open_mailbox("detokenizer")
     frontend = open_mailbox("frontend")
     peers = [peer(room, is_ready=room is not tokenizers[1]) for room in [*tokenizers, detokenizer]]
-    frontend.update_peers(AddressBook(tuple(peers)))
+    frontend.update_peers(AddressBook(tuple(peers), is_warm=True))
     assert [p.room for p in frontend.ready_rooms("tokenizer")] == ["tokenizer-0", "tokenizer-2"]
 
 

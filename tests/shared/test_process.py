@@ -119,7 +119,9 @@ def connect(launcher: Mailbox) -> None:
     """Waits for the room's first words and connects to it."""
     wait_for(launcher, lambda message: message == RoomStarted("worker-0", 1))
     room = identity(launcher.identity.run_directory)
-    launcher.update_peers(AddressBook((Peer(room.room, 1, room.address, True, None),)))
+    launcher.update_peers(
+        AddressBook((Peer(room.room, 1, room.address, True, None),), is_warm=False)
+    )
 
 
 def test_a_room_whose_launcher_is_gone_exits_at_once(run_directory: str) -> None:

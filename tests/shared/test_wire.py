@@ -34,6 +34,7 @@ from shared.parts import (
 )
 from shared.sampling import MIN_LOGPROB, SamplingParams
 from shared.wire import Codec
+from tests.builders import ROUTE
 
 MESSAGE_CLASSES = get_args(Message)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -55,12 +56,12 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     dict[str, Any]: st.dictionaries(TEXT, JSON, max_size=3),
 }
 
-TEXT_START = TextStart("r", 0, (), TextOptions())
+TEXT_START = TextStart("r", ROUTE, (), TextOptions())
 SAMPLING = SamplingParams(seed=4)
 GENERATE = Generate("r", (1, 2), 3, SAMPLING, 1, "", TEXT_START)
 TOKENIZE = Tokenize(
     request_id="r",
-    frontend_id=0,
+    route=ROUTE,
     worker_id=0,
     prompt=Prompt(chat=ChatPrompt((), {})),
     max_tokens=None,

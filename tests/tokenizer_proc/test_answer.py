@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from shared.parts import ScoredToken, SequenceEnded, TextOptions, TextStart, TokenLogprobs
+from tests.builders import ROUTE
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
 from tokenizer_proc.answer import Answer, Piece
 from tokenizer_proc.token_texts import TokenTexts, score_prompt
@@ -35,7 +36,7 @@ def start(**values: Any) -> TextStart:
         for name in ("min_tokens", "stop_token_ids", "scored_token_ids")
         if name in values
     }
-    return TextStart("r", 0, (), TextOptions(**values), **own)
+    return TextStart("r", ROUTE, (), TextOptions(**values), **own)
 
 
 def pieces_of(

@@ -9,13 +9,16 @@ import pytest
 from shared.config import Identity
 from shared.messages import Abort, RequestFailed, StepsAcknowledged, TextProduced, TokensSampled
 from shared.parts import (
+    Peer,
     RequestStarted,
+    Route,
     SequenceEnded,
     TextEnded,
     TextOptions,
     TextStart,
     TokenLogprobs,
 )
+from tests.builders import ROUTE
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.marks import THINK
 from tests.tokenizer_proc.vocabularies import END, make_byte_tokenizer
@@ -26,12 +29,16 @@ VOCABULARY = make_byte_tokenizer().backend_tokenizer
 (END_ID,) = VOCABULARY.encode(END).ids
 
 
+EPOCH = 3  # the worker's life
+
+
 class Bench:
     """A detokenizer with a worker that a test plays by hand."""
 
     def __init__(self) -> None:
         identity = Identity("detokenizer", 0, 1, "/nowhere")
-        self.mailbox = FakeMailbox(identity, "worker-0", "frontend-0", "frontend-1")
+        self.mailbox = FakeMailbox(identity, "frontend-0", "frontend-1")
+        self.mailbox.peers["worker-0"] = Peer("worker-0", EPOCH, "ipc:///nowhere", True, None)
         self.detokenizer = Detokenizer(self.mailbox, VOCABULARY)
         self._seqs: dict[str, int] = {}
         self._step = 0
@@ -57,7 +64,7 @@ class Bench:
         choices = tuple(int(choice or 0) for _, _, choice in names)
         self.mailbox.sent.clear()
         self.mailbox.deliver(
-            TokensSampled(0, 3, self._step, starts, requests, choices, seqs, ids, (), ends)
+            TokensSampled(0, EPOCH, self._step, starts, requests, choices, seqs, ids, (), ends)
         )
         self.detokenizer.serve_once(timeout_seconds=0.0)
         return self.mailbox.of_type(TextProduced)
@@ -80,7 +87,7 @@ def start(
     min_tokens: int = 0,
 ) -> RequestStarted:
     """The first word about a request."""
-    text = TextStart(request_id, frontend_id, (), TextOptions(stop), min_tokens)
+    text = TextStart(request_id, Route(frontend_id, 1, 1), (), TextOptions(stop), min_tokens)
     return RequestStarted(text, num_choices, cached_tokens, ())
 
 
@@ -95,7 +102,7 @@ def test_one_step_is_one_message_to_each_frontend() -> None:
     produced = bench.step({"a": "x", "b": "y", "c": "z"}, starts=starts)
     assert [message.request_ids for message in produced] == [("a", "b"), ("c",)]
     assert [message.texts for message in produced] == [("x", "y"), ("z",)]
-    assert {message.epoch for message in produced} == {3}
+    assert {message.epoch for message in produced} == {EPOCH}
 
 
 def test_every_step_is_acknowledged_with_the_workers_epoch() -> None:
@@ -281,7 +288,7 @@ def test_no_text_of_a_request_follows_its_failure() -> None:
 def test_thoughts_are_a_column_of_their_own_where_there_are_any() -> None:
     bench = Bench()
     marks = replace(THINK, prefix="<think>")
-    thinking = RequestStarted(TextStart("a", 0, (), TextOptions(), thoughts=marks), 1, 0, ())
+    thinking = RequestStarted(TextStart("a", ROUTE, (), TextOptions(), thoughts=marks), 1, 0, ())
     (first,) = bench.step({"a": "x", "b": "y"}, starts=(thinking, start("b")))
     assert (first.thoughts, first.texts) == (("x", ""), ("", "y"))
     for letter in "</think>":

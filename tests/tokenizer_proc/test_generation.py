@@ -11,7 +11,7 @@ from shared.errors import BadRequest
 from shared.messages import Generate, PromptAccepted, Tokenize
 from shared.parts import ChatPrompt, ModelFacts, Prompt, TextOptions, TextPrompt
 from shared.sampling import MAX_PROMPT_LOGPROBS, MAX_STOP_TOKENS, SamplingParams
-from tests.builders import GREEDY
+from tests.builders import GREEDY, ROUTE
 from tests.tokenizer_proc.prompt_cases import ENCODERS, KINDS, LLAMA, byte_fallback, dressed, id_of
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
 from tokenizer_proc.generation import accept
@@ -39,7 +39,7 @@ def tokenize(prompt: Prompt, **fields: Any) -> Tokenize:
         "is_strict": False, "echo": False, "text": TextOptions(),
         "sampling": GREEDY, "num_choices": 1, "cache_salt": "",
     }  # fmt: skip
-    return Tokenize("a", 0, 0, prompt, **{**defaults, **fields})
+    return Tokenize("a", ROUTE, 0, prompt, **{**defaults, **fields})
 
 
 def facts(context: int, vocab_size: int = 100_000) -> ModelFacts:

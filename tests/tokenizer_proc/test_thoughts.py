@@ -17,6 +17,7 @@ from shared.parts import (
     ThoughtMarks,
     TokenLogprobs,
 )
+from tests.builders import ROUTE
 from tests.tokenizer_proc.marks import THINK
 from tests.tokenizer_proc.vocabularies import END, make_byte_tokenizer, make_thinking_tokenizer
 from tokenizer_proc.answer import Answer, Piece
@@ -170,7 +171,7 @@ def answer(
     **options: object,
 ) -> tuple[Answer, list[Piece]]:
     """All pieces of an answer that is this text."""
-    start = TextStart("r", 0, (), TextOptions(**options), thoughts=marks)  # type: ignore[arg-type]  # any of them
+    start = TextStart("r", ROUTE, (), TextOptions(**options), thoughts=marks)  # type: ignore[arg-type]  # any of them
     given_answer = Answer(start, tokenizer, TokenTexts(tokenizer), 0)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     pieces = []

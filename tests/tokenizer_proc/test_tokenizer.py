@@ -20,7 +20,7 @@ from shared.messages import (
 )
 from shared.parts import ChatPrompt, ModelFacts, Peer, Prompt, TextOptions, TextPrompt
 from shared.sampling import MAX_PROMPT_LOGPROBS
-from tests.builders import GREEDY
+from tests.builders import GREEDY, ROUTE
 from tests.fakes import FakeMailbox
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
 from tokenizer_proc.generation import PROMPT_TAIL
@@ -37,7 +37,7 @@ def tokenize(request_id: str = "a", content: Any = "hello", **fields: Any) -> To
     """A request of one user message."""
     prompt = Prompt(chat=ChatPrompt(({"role": "user", "content": content},), {}))
     defaults = {
-        "frontend_id": 0, "worker_id": 0, "prompt": prompt, "max_tokens": 5,
+        "route": ROUTE, "worker_id": 0, "prompt": prompt, "max_tokens": 5,
         "max_tokens_param": "max_tokens", "max_prompt_scores": MAX_PROMPT_LOGPROBS,
         "is_strict": False, "echo": False, "text": TextOptions(), "sampling": GREEDY,
         "num_choices": 1, "cache_salt": "",

@@ -225,7 +225,7 @@ def test_help_begins_with_what_most_starts_need(
     places = [text.index(f"\n{title}:\n") for title in titles]
     assert places == sorted(places)
     assert "--hf-model" in text[places[0] : places[1]]
-    assert "--stall-timeout" in text[places[2] : places[3]]
+    assert "--queue-timeout" in text[places[2] : places[3]]
 
 
 @pytest.mark.usefixtures("switched")

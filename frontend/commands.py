@@ -1,0 +1,61 @@
+"""What a tokenizer is told of a request. Pure."""
+
+from dataclasses import replace
+
+from frontend.life import Life
+from frontend.submission import Lookup, Submission
+from shared.messages import Decode, Encode, Tokenize
+from shared.parts import (
+    Prompt,
+    Route,
+    TextOptions,
+)
+from shared.sampling import MAX_PROMPT_LOGPROBS, NUM_SEEDS, SamplingParams
+
+# One greedy token after one token that every vocabulary has.
+_WARM_UP = Submission(
+    id_prefix="warm-up",
+    prompts=(Prompt(token_ids=(0,)),),
+    max_tokens=1,
+    is_strict=False,
+    echo=False,
+    text=TextOptions(),
+    sampling=SamplingParams(seed=0, temperature=0.0),
+    num_choices=1,
+    cache_salt="",
+)
+
+
+def tokenize(
+    request_id: str, wanted: Submission, number: int, route: Route, worker: Life
+) -> Tokenize:
+    """The command for one prompt of a request, the `number`-th of them."""
+    seed = (wanted.sampling.seed + number * wanted.num_choices) % NUM_SEEDS
+    return Tokenize(
+        request_id=request_id,
+        route=route,
+        worker_id=int(worker.room.rpartition("-")[2]),
+        prompt=wanted.prompts[number],
+        max_tokens=wanted.max_tokens,
+        max_tokens_param=wanted.max_tokens_param,
+        is_strict=wanted.is_strict,
+        echo=wanted.echo,
+        text=wanted.text,
+        sampling=replace(wanted.sampling, seed=seed),
+        # Each choice shows its prompt's scores.
+        max_prompt_scores=MAX_PROMPT_LOGPROBS // wanted.total_choices,
+        num_choices=wanted.num_choices,
+        cache_salt=wanted.cache_salt,
+    )
+
+
+def warm_up(request_id: str, route: Route, worker: Life) -> Tokenize:
+    """The command for the one token that shows that the rooms work together."""
+    return tokenize(request_id, _WARM_UP, 0, route, worker)
+
+
+def look_up(request_id: str, wanted: Lookup, frontend_id: int) -> Encode | Decode:
+    """The command for a request that a tokenizer alone answers."""
+    if wanted.prompt is None:
+        return Decode(request_id, frontend_id, wanted.token_ids)
+    return Encode(request_id, frontend_id, wanted.prompt, wanted.wants_strings)
