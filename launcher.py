@@ -92,11 +92,11 @@ class Launcher:
         self._start_all()
         while self._phase is not Phase.ENDED:
             self._poll.poll(1000 * TICK_SECONDS)
-            self._obey_signals()
             self._receive()  # before anybody is called stuck: this process may have stood still
             self._end_the_stuck()
             self._bury_the_dead()
             self._end_drain_if_due()
+            self._obey_signals()  # last: after it, whoever has ended was told to
             self._tell_manager()
         return self._exit_status
 
@@ -248,21 +248,26 @@ class Launcher:
 
     def _obey_signals(self) -> None:
         for number in self._signals.recv_signals():
+            if self._phase is Phase.ENDED:
+                return
             name = signal.Signals(number).name
             timeout = self._config.launcher.drain_timeout
-            if self._phase is not Phase.SERVING or timeout == 0:
+            self._manager.say_stopping()
+            if self._phase is Phase.SERVING and timeout > 0:
+                logger.info(
+                    "%s: running requests have %g s to end; another signal ends them now",
+                    name, timeout,
+                )  # fmt: skip
+                self._begin_drain(time.monotonic() + timeout)
+            else:
                 logger.info("stopping, because of %s", name)
                 self._finish()
-                return
-            logger.info(
-                "%s: running requests have %g s to end; another signal ends them now",
-                name, timeout,
-            )  # fmt: skip
-            self._manager.say_stopping()
-            self._phase = Phase.DRAINING
-            self._drain_deadline = time.monotonic() + timeout
-            for child in self._frontends():
-                self._mailbox.send(child.identity.room, Drain())
+
+    def _begin_drain(self, deadline: float) -> None:
+        self._phase = Phase.DRAINING
+        self._drain_deadline = deadline
+        for child in self._frontends():
+            self._mailbox.send(child.identity.room, Drain())
 
     def _end_drain_if_due(self) -> None:
         if self._phase is not Phase.DRAINING:

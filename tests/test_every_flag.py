@@ -73,7 +73,8 @@ ROWS = {
         "2", (LAUNCHER,), f"{STARTS}::test_a_model_without_a_chat_template_starts_with_a_warning"
     ),
     "restart_limit": Row(
-        "7", (LAUNCHER,), "e2e/test_deaths.py::test_one_death_too_many_ends_the_service"
+        "7", (LAUNCHER,),
+        "e2e/test_deaths.py::test_one_death_too_many_ends_the_service_and_everybody_is_told",
     ),
     "drain_timeout": Row(
         "7", (LAUNCHER,), "e2e/test_drain.py::test_what_does_not_end_in_time_is_ended"

@@ -43,10 +43,10 @@ def is_streaming(server: RunningServer) -> bool:
 
 
 @pytest.mark.parametrize("room", ["frontend-0", "tokenizer-0", "detokenizer-0", "worker-0"])
-def test_a_killed_room_ends_the_service_and_everybody_is_told(
+def test_one_death_too_many_ends_the_service_and_everybody_is_told(
     endless_model: Path, room: str
 ) -> None:
-    with running_server("--hf-model", str(endless_model)) as server:
+    with running_server("--hf-model", str(endless_model), "--restart-limit", "0") as server:
         children = server.children()
         replies, killed_at = asyncio.run(kill_while_streaming(server, children[room]))
         assert server.process.wait(GONE_SECONDS) > 0

@@ -15,6 +15,7 @@ from frontend import server
 from shared.config import FrontendConfig, ModelConfig
 from shared.errors import ErrorCode
 from shared.messages import CreditGranted, Stop
+from tests.frontend.bench import Bench
 from tests.frontend.fakes import ScriptedMailbox, make_book, make_report
 from tests.waiting import wait_until
 
@@ -102,3 +103,11 @@ def ready() -> Iterator[RunningServer]:
     running.mailbox.deliver(make_book(), CreditGranted("tokenizer-0", 1, 4), make_report(1))
     yield running
     stop_server(running)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """An engine client before three ready rooms."""
+    made = Bench()
+    yield made
+    made.mailbox.close()

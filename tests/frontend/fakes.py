@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from shared.config import Identity
 from shared.errors import ErrorCode
-from shared.mailbox import Mailbox
+from shared.mailbox import LAUNCHER, Mailbox
 from shared.messages import (
     Abort,
     AddressBook,
@@ -163,7 +163,7 @@ class PipeMailbox(Mailbox):
         return work
 
     def send(self, room: str, message: Message) -> bool:
-        if room in self.unreachable or room not in self.peers:
+        if room in self.unreachable or room not in {*self.peers, LAUNCHER}:
             return False
         self.sent.append((room, message))
         return True

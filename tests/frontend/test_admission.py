@@ -15,8 +15,8 @@ from frontend.ledger import Entry, Ledger
 from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, Stop
+from tests.frontend.bench import WANTED, Bench, failure, refusal, status
 from tests.frontend.fakes import make_book, make_text
-from tests.frontend.test_engine_client import WANTED, Bench, failure, refusal, status
 
 MAX_CONCURRENT, MAX_QUEUE, TIMEOUT = 4, 5, 30.0
 WORKER, DETOKENIZER = Life("worker-0", 1), Life("detokenizer-0", 1)

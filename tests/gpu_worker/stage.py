@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gpu_worker.intake import IntakeLimits
 from gpu_worker.runner import Runner
-from gpu_worker.worker import DETOKENIZER, Worker
+from gpu_worker.worker import DETOKENIZER, MAX_UNACKNOWLEDGED_STEPS, Worker
 from scheduler.plan import StepPlan, StepResult
 from shared.config import Identity
 from shared.messages import Generate, Message, TokensSampled
@@ -125,6 +125,7 @@ def generate(
     *prompt: int,
     max_tokens: int = 3,
     frontend: int = 0,
+    detokenizer_epoch: int = 1,
     num_choices: int = 1,
     cache_salt: str = "",
     sampling: SamplingParams = GREEDY,
@@ -140,7 +141,7 @@ def generate(
         cache_salt=cache_salt,
         text=TextStart(
             request_id,
-            Route(frontend, 1, 1),
+            Route(frontend, 1, detokenizer_epoch),
             prompt[-2:],
             TextOptions(stop=("stop",), only_scores_prompt=max_tokens == 0),
             scored_token_ids=tokens if sampling.num_prompt_logprobs is not None else (),
@@ -151,3 +152,12 @@ def generate(
 def expected_answer(message: Generate) -> list[int]:
     """What the formula answers."""
     return formula_answer(message.prompt_token_ids, message.max_tokens, LIMITS.end_token_ids)
+
+
+def many_steps(stage: Stage) -> int:
+    """Delivers a request of far more steps than may be unacknowledged; returns their number."""
+    prompts = ((a, b) for a in range(10, 40) for b in range(10, 40))
+    messages = (generate("r", *prompt, max_tokens=200) for prompt in prompts)
+    message = next(m for m in messages if len(expected_answer(m)) > 2 * MAX_UNACKNOWLEDGED_STEPS)
+    stage.mailbox.deliver(message)
+    return len(expected_answer(message))

@@ -18,16 +18,8 @@ from tests.gpu_worker.stage import (
     Stage,
     expected_answer,
     generate,
+    many_steps,
 )
-
-
-def many_steps(stage: Stage) -> int:
-    """Delivers a request of far more steps than may be unacknowledged; returns their number."""
-    prompts = ((a, b) for a in range(10, 40) for b in range(10, 40))
-    messages = (generate("r", *prompt, max_tokens=200) for prompt in prompts)
-    message = next(m for m in messages if len(expected_answer(m)) > 2 * MAX_UNACKNOWLEDGED_STEPS)
-    stage.mailbox.deliver(message)
-    return len(expected_answer(message))
 
 
 def test_it_stops_planning_when_the_detokenizer_is_behind_and_goes_on_after_it(

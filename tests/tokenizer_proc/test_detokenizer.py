@@ -7,9 +7,18 @@ from dataclasses import replace
 import pytest
 
 from shared.config import Identity
-from shared.messages import Abort, RequestFailed, StepsAcknowledged, TextProduced, TokensSampled
+from shared.errors import ErrorCode
+from shared.messages import (
+    Abort,
+    AddressBook,
+    RequestFailed,
+    StepsAcknowledged,
+    TextProduced,
+    TokensSampled,
+)
 from shared.parts import (
     Peer,
+    RequestLost,
     RequestStarted,
     Route,
     SequenceEnded,
@@ -68,6 +77,13 @@ class Bench:
         )
         self.detokenizer.serve_once(timeout_seconds=0.0)
         return self.mailbox.of_type(TextProduced)
+
+    def revive_worker(self, epoch: int | None) -> None:
+        """The worker has another life, or none."""
+        worker = Peer("worker-0", epoch or 0, "ipc:///nowhere", True, None)
+        others = [peer for room, peer in self.mailbox.peers.items() if room != "worker-0"]
+        peers = (*others, worker) if epoch is not None else tuple(others)
+        self.mailbox.deliver(AddressBook(tuple(peers), is_warm=True))
 
     def skip(self, name: str) -> None:
         """Loses one token of an answer."""
@@ -311,3 +327,34 @@ def test_it_never_loads_torch() -> None:
         "print(set(heavy) & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "set()"
+
+
+# ── lives ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_worker_that_dies_leaves_nothing_behind() -> None:
+    bench = Bench()
+    bench.step({"a": "x", "b": "y"}, starts=(start("a"), start("b")))
+    bench.revive_worker(epoch=None)
+    assert bench.step({"a": "z"}) == []
+    assert bench.detokenizer.num_answers == 0
+
+
+def test_steps_of_a_dead_life_are_neither_text_nor_acknowledged() -> None:
+    bench = Bench()
+    bench.step({"a": "x"}, starts=(start("a"),))
+    bench.revive_worker(epoch=EPOCH + 1)
+    assert bench.step({"c": "x"}, starts=(start("c"),)) == []
+    assert bench.mailbox.of_type(StepsAcknowledged) == []
+    assert bench.detokenizer.num_answers == 0
+
+
+def test_a_request_that_never_reached_the_worker_fails() -> None:
+    bench = Bench()
+    bench.mailbox.deliver(
+        TokensSampled(0, EPOCH, 1, (), (), (), (), (), (), (), (RequestLost("a", 1),))
+    )
+    bench.detokenizer.serve_once(timeout_seconds=0.0)
+    (failed,) = bench.mailbox.of_type(RequestFailed)
+    assert (failed.request_id, failed.code) == ("a", ErrorCode.ENGINE_DEAD)
+    assert [room for room, m in bench.mailbox.sent if m is failed] == ["frontend-1"]
