@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,8 +69,12 @@ class LoadedModel:
     details: dict[str, str]  # for people: see `ModelFacts`
 
 
-def load(config: WorkerConfig) -> LoadedModel:
-    """Loads the model and sizes its cache, or raises FatalError."""
+def _say_nothing(_stage: str) -> None:
+    """For those whom nobody watches."""
+
+
+def load(config: WorkerConfig, report: Callable[[str], None] = _say_nothing) -> LoadedModel:
+    """Loads the model and sizes its cache, or raises FatalError; `report` is told each stage."""
     device = choose_device(config.accelerator_type)
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads or default_threads())
@@ -83,12 +88,17 @@ def load(config: WorkerConfig) -> LoadedModel:
         )
     wanted_context(config, longest_context(model_config, config.model.max_model_len))
     dtype = choose_dtype(config.torch_dtype, device)
+    is_local = Path(config.model.path).is_dir()
+    report("loading the weights" if is_local else "fetching and loading the weights")
     model = _load_weights(config, model_class, dtype, device)
-    return serve(model, config)
+    return serve(model, config, report)
 
 
-def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
+def serve(
+    model: PreTrainedModel, config: WorkerConfig, report: Callable[[str], None] = _say_nothing
+) -> LoadedModel:
     """Gives a model its cache, as large as the settings and the free memory allow."""
+    report("sizing the KV cache")
     use, angles = _examined(model)
     if use.device.type == "cpu" and config.cpu_kernels:
         pack_linears(model)
@@ -110,6 +120,7 @@ def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
     )  # fmt: skip
     causal_lm = runner(size.num_blocks, size.max_model_len)
     if use.device.type == "cuda" and config.cuda_graphs:
+        report("capturing CUDA graphs")
         causal_lm.capture(CudaGraphDevice())
     return LoadedModel(
         runner=causal_lm,

@@ -245,7 +245,7 @@ def _ended(sequence: Sequence) -> SequenceEnded:
 
 def run(config: WorkerConfig, mailbox: Mailbox) -> None:
     """Loads the model, says that it is ready, and serves until the launcher says stop."""
-    loaded = load(config)
+    loaded = load(config, mailbox.report_stage)
     with profiled(loaded.runner, config) as runner:
         worker = Worker(
             mailbox,

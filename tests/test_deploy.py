@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher import STOP_SECONDS
+from shared.config import LauncherConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "deploy/systemd/transformers-openai-api@.service"
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
@@ -34,6 +37,13 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
 def test_the_unit_starts_the_launcher_that_is_there() -> None:
     program = settings()["ExecStart"].rpartition(" ")[2]
     assert (ROOT / program).is_file()
+
+
+def test_systemd_waits_for_a_first_token_and_for_a_drain() -> None:
+    unit, launcher = settings(), LauncherConfig()
+    assert (unit["Type"], unit["NotifyAccess"]) == ("notify", "main")
+    assert float(unit["TimeoutStopSec"]) > launcher.drain_timeout + 2 * STOP_SECONDS
+    assert float(unit["WatchdogSec"]) >= launcher.stall_timeout
 
 
 def test_a_wrong_setting_is_not_tried_again() -> None:

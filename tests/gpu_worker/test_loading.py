@@ -160,7 +160,9 @@ def test_a_directory_is_loaded(tmp_path: Path) -> None:
     config = WorkerConfig(
         model=ModelConfig(str(tmp_path), 64), accelerator_type="cpu", torch_dtype="bfloat16"
     )
-    loaded = load(config)
+    stages: list[str] = []
+    loaded = load(config, stages.append)
+    assert stages == ["loading the weights", "sizing the KV cache"]
     assert loaded.end_token_ids == {END_TOKEN}
     assert loaded.max_model_len == 64
     model = loaded.runner._model
