@@ -7,7 +7,7 @@ any part of a plan again.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -29,6 +29,18 @@ class Admission:
     num_prompt_tokens: int
     end_token_ids: frozenset[int]  # impossible until `sampling.min_tokens` are sampled
     cached_blocks: tuple[int, ...]  # the table begins with these: full, shared and read-only
+    encoder_token_ids: tuple[int, ...] = ()  # what an encoder reads first; () without one
+
+
+@dataclass(frozen=True)
+class Move:
+    """A sequence takes another row, with all that its old one holds, before the step's other work.
+
+    The old row is given to nobody within the step, so that the move can be made again.
+    """
+
+    source: int
+    admission: Admission  # to the new row, with the tokens that the model was fed
 
 
 class TokenScore(NamedTuple):
@@ -89,6 +101,7 @@ class StepPlan:
     admissions: tuple[Admission, ...]
     chunks: tuple[Chunk, ...]
     num_decodes: int  # the first chunks, of one token each
+    moves: tuple[Move, ...] = ()  # where rows are slots
 
     @property
     def is_empty(self) -> bool:
@@ -106,12 +119,13 @@ class StepPlan:
         return 0 < self.num_decodes < len(self.chunks)
 
     def part(self, start: int, end: int) -> "StepPlan":
-        """The plan of chunks `start` to `end` - 1 alone, with the admissions that they need."""
+        """The plan of chunks `start` to `end` - 1 alone, with what their rows need before."""
         chunks = self.chunks[start:end]
         rows = {chunk.row for chunk in chunks}
         admissions = tuple(admission for admission in self.admissions if admission.row in rows)
+        moves = tuple(move for move in self.moves if move.admission.row in rows)
         num_decodes = min(max(self.num_decodes - start, 0), len(chunks))
-        return StepPlan(self.step, admissions, chunks, num_decodes)
+        return StepPlan(self.step, admissions, chunks, num_decodes, moves)
 
     def cut(self, num_tokens: int, block_size: int) -> tuple["StepPlan", "StepPlan"]:
         """The plan of the first tokens and that of the others, where a chunk may be cut in two.
@@ -126,10 +140,10 @@ class StepPlan:
         if num_left == len(chunk.token_ids):
             return before, self.part(number, len(self.chunks))
         first, second = chunk.cut(len(chunk.token_ids) - num_left, block_size)
-        admissions = self.part(0, number + 1).admissions
+        start = self.part(0, number + 1)
         return (
-            StepPlan(self.step, admissions, (*before.chunks, first), before.num_decodes),
-            StepPlan(self.step, after.admissions, (second, *after.chunks), 0),
+            replace(start, chunks=(*before.chunks, first), num_decodes=before.num_decodes),
+            replace(after, chunks=(second, *after.chunks), num_decodes=0),
         )
 
     def tiles(self, num_scored: int, block_size: int) -> Iterator["StepPlan"]:

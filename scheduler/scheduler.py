@@ -17,7 +17,8 @@ from itertools import islice, repeat
 from typing import NamedTuple
 
 from scheduler.block_pool import BlockPool
-from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult, TokenScore
+from scheduler.plan import NO_TOKEN, Admission, Chunk, Move, StepPlan, StepResult, TokenScore
+from scheduler.row_pool import RowPool
 from scheduler.sequence import Sequence, State
 
 MAX_PREEMPTIONS = 3
@@ -52,7 +53,9 @@ class Scheduler:
         max_tokens_per_step: int,
         max_early_aborts: int = 256,
         prefix_caching: bool = True,
+        rows_are_slots: bool = False,
     ) -> None:
+        """With `rows_are_slots` the rows in use are kept together, from 0, by moving sequences."""
         self.pool = BlockPool(num_blocks)
         self.counters = Counters()
         self._block_size = block_size
@@ -60,11 +63,11 @@ class Scheduler:
         self._max_tokens_per_step = max(max_tokens_per_step, max_sequences)
         self._max_early_aborts = max_early_aborts
         self._prefix_caching = prefix_caching
+        self._rows_are_slots = rows_are_slots
         self._requests: dict[str, list[Sequence]] = {}  # that have not ended, by request
         self._waiting: list[Sequence] = []  # in order of arrival
         self._running: list[Sequence] = []  # in order of arrival
-        self._rows: dict[int, Sequence] = {}
-        self._free_rows = list(range(max_sequences))[::-1]
+        self._rows = RowPool(max_sequences)
         self._num_promised = 0  # blocks that running sequences may still take without asking
         self._early_aborts: dict[str, None] = {}  # they overtook their sequence; oldest first
         self._num_arrived = 0
@@ -127,10 +130,12 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Returns the next step: decodes first, then prefill in order of arrival."""
         self._step += 1
+        moves = self._plan_moves() if self._rows_are_slots else ()
         decodes = self._plan_decodes()
         admissions: list[Admission] = []
         prefills = self._plan_prefills(len(decodes), admissions)
-        return StepPlan(self._step, tuple(admissions), (*decodes, *prefills), len(decodes))
+        chunks = (*decodes, *prefills)
+        return StepPlan(self._step, tuple(admissions), chunks, len(decodes), moves)
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[SampledToken]:
         """Records a computed step and returns what became of each sequence that it changed.
@@ -143,7 +148,7 @@ class Scheduler:
         for chunk in plan.chunks:
             token_id, score = next(sampled) if chunk.samples else (None, None)
             found = tuple(islice(prompt_scores, len(chunk.targets))) if chunk.targets else ()
-            sequence = self._rows.get(chunk.row)
+            sequence = self._rows.owner(chunk.row)
             if sequence is None:
                 continue
             if chunk.row in result.failed_rows or token_id == NO_TOKEN or None in found:
@@ -162,8 +167,7 @@ class Scheduler:
     def check(self) -> None:
         """Asserts that blocks, rows and promises are all accounted for."""
         self.pool.check(sequence.blocks for sequence in self._running)
-        assert self._rows == {sequence.row: sequence for sequence in self._running}
-        assert not self._rows.keys() & set(self._free_rows), "a row is both free and used"
+        self._rows.check(self._running)
         everybody = {s for siblings in self._requests.values() for s in siblings}
         assert {*self._running, *self._waiting} == everybody, "a sequence is lost"
         open_promises = sum(max(0, s.num_promised - len(s.blocks)) for s in self._running)
@@ -181,6 +185,13 @@ class Scheduler:
             del self._early_aborts[next(iter(self._early_aborts))]
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────
+
+    def _plan_moves(self) -> tuple[Move, ...]:
+        """Closes the gaps between the rows in use, unless somebody waits who will fill them."""
+        if self._waiting:
+            return ()
+        moved = self._rows.close_gaps()
+        return tuple(Move(source, mover.admission(mover.num_computed)) for source, mover in moved)
 
     def _plan_decodes(self) -> list[Chunk]:
         """One token of everybody who decodes; the newest may lose their blocks to the others."""
@@ -215,30 +226,34 @@ class Scheduler:
         if num_decodes < len(self._running):
             begun.extend(s for s in self._running if not s.is_decoding)
         while budget > 0:
-            sequence = begun.popleft() if begun else self._admit_next(admissions)
+            sequence = begun.popleft() if begun else self._admit_next(budget, admissions)
             if sequence is None:
                 break
             length = min(budget, len(sequence.token_ids) - sequence.num_computed)
             prefills.append(sequence.scoring(self._chunk(sequence, length)))
             budget -= length
+            if sequence.num_computed == 0:
+                budget -= len(sequence.encoder_token_ids)
         return prefills
 
-    def _admit_next(self, admissions: list[Admission]) -> Sequence | None:
+    def _admit_next(self, budget: int, admissions: list[Admission]) -> Sequence | None:
         """Admits the first that waits if a row is free, and blocks for what it has so far.
 
         One whose leader still computes their prompt is passed over until its blocks can be shared.
+        An encoder reads its input whole: one that exceeds what is left of the budget comes first in
+        a step or not at all.
         """
-        if not self._waiting or not self._free_rows:
+        if not self._waiting or not self._rows.has_free:
             return None
         ready = (s for s in self._waiting if not s.waits_for_leader(self._block_size))
         sequence = next(ready, None)
-        if sequence is None:
+        if sequence is None or (admissions and len(sequence.encoder_token_ids) >= budget):
             return None
         found = self._find(sequence)
         if not self._has_room(sequence, found):
             return None
         self._admit(sequence, found)
-        admissions.append(_admission(sequence))
+        admissions.append(sequence.admission(len(sequence.token_ids)))
         return sequence
 
     def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
@@ -277,8 +292,7 @@ class Scheduler:
         sequence.num_computed = len(found) * self._block_size
         sequence.num_promised = self._num_to_promise(sequence)
         self._num_promised += sequence.num_promised - len(found)
-        sequence.row = self._free_rows.pop()
-        self._rows[sequence.row] = sequence
+        self._rows.take(sequence)
         insort(self._running, sequence, key=_arrival)
         self._count_lookup(sequence)
 
@@ -362,8 +376,7 @@ class Scheduler:
         sequence.blocks = []
         sequence.num_computed = 0
         _remove(self._running, sequence)
-        del self._rows[sequence.row]
-        self._free_rows.append(sequence.row)
+        self._rows.give_back(sequence)
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
@@ -376,14 +389,3 @@ def _arrival(sequence: Sequence) -> int:
 def _remove(queue: list[Sequence], sequence: Sequence) -> None:
     """Takes a sequence out of a queue that is in order of arrival, however long it is."""
     del queue[bisect_left(queue, sequence.arrival, key=_arrival)]
-
-
-def _admission(sequence: Sequence) -> Admission:
-    return Admission(
-        row=sequence.row,
-        sampling=sequence.sampling,
-        token_ids=tuple(sequence.token_ids),
-        num_prompt_tokens=sequence.num_prompt_tokens,
-        end_token_ids=sequence.end_token_ids,
-        cached_blocks=tuple(sequence.blocks),
-    )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from scheduler import prefix
-from scheduler.plan import Chunk, TokenScore
+from scheduler.plan import Admission, Chunk, TokenScore
 from scheduler.prefix import BlockKey
 from shared.sampling import NUM_SEEDS, SamplingParams
 
@@ -66,8 +66,10 @@ class Sequence:
         sampling: SamplingParams,
         *,
         cache_salt: str | None = "",
+        encoder_token_ids: tuple[int, ...] = (),
     ) -> None:
         self.request_id = request_id
+        self.encoder_token_ids = encoder_token_ids  # what an encoder reads first; () without one
         self.choice = 0  # which answer of the request
         self.leader: Sequence | None = None
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -103,6 +105,7 @@ class Sequence:
             self.end_token_ids,
             sampling,
             cache_salt=self.cache_salt,
+            encoder_token_ids=self.encoder_token_ids,
         )
         sibling.choice = choice
         sibling.leader = self
@@ -175,6 +178,18 @@ class Sequence:
         end = min(chunk.start + len(chunk.token_ids), self.num_to_score)
         return chunk._replace(
             first_scored=first, targets=tuple(self.token_ids[first + 1 : end + 1])
+        )
+
+    def admission(self, num_tokens: int) -> Admission:
+        """What the runner is told when the sequence takes its row, with so many of its tokens."""
+        return Admission(
+            row=self.row,
+            sampling=self.sampling,
+            token_ids=tuple(self.token_ids[:num_tokens]),
+            num_prompt_tokens=self.num_prompt_tokens,
+            end_token_ids=self.end_token_ids,
+            cached_blocks=tuple(self.blocks),
+            encoder_token_ids=self.encoder_token_ids,
         )
 
     def score(self, scores: Iterable[TokenScore]) -> None:

@@ -78,7 +78,7 @@ def test_a_preempted_one_is_first_in_the_queue_and_nobody_overtakes_it() -> None
     small = request("small", numbers(1, 30))
     simulation.add(small)
     simulation.run_until_preempted(newest)
-    assert simulation.scheduler._free_rows, "there is a row for the small one"
+    assert simulation.scheduler._rows.has_free, "there is a row for the small one"
     assert simulation.scheduler.pool.num_available > 0, "and a block"
     while newest.state is State.WAITING:
         assert small.state is State.WAITING

@@ -37,7 +37,7 @@ def assert_at_rest(scheduler: Scheduler) -> None:
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
     assert scheduler.pool.num_used == 0
     assert scheduler._num_promised == 0
-    assert sorted(scheduler._free_rows) == list(range(len(scheduler._free_rows)))
+    scheduler._rows.check(())
 
 
 def test_an_idle_scheduler_plans_nothing() -> None:

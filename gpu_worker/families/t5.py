@@ -1,0 +1,121 @@
+"""T5 and its kin: stock code, with a relative bias for rows at different positions.
+
+T5 adds to every attention score a learnt bias for the distance between query and key (Raffel et
+al., 2020). Stock code computes it for one position of the whole batch, in the first decoder layer
+(T5, mT5) or in each (UMT5); here it is computed for each row's own.
+"""
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.umt5.modeling_umt5 import UMT5Attention
+
+from gpu_worker.slot_cache import SlotCache, SlotGeometry
+
+MODEL_TYPES = frozenset({"t5", "mt5", "umt5"})
+ATTENTION = "slots"
+
+# Without a mask function of the same name, transformers would drop every mask in silence.
+AttentionInterface.register(ATTENTION, sdpa_attention_forward)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class T5:
+    """The adapter of one model and its slots."""
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
+        stock: Any = model  # transformers types no submodule
+        self._model = stock
+        self._cache = cache
+        self._device = model.device
+        self.vocab_size: int = model.config.vocab_size
+        model.set_attn_implementation(ATTENTION)
+        # Stock code asks of the encoder's states only that there are some: they are projected.
+        self._no_states = torch.zeros(1, 1, model.config.d_model, device=model.device)
+        for layer in stock.decoder.block:
+            attention = layer.layer[0].SelfAttention
+            if attention.has_relative_attention_bias:
+                attention.compute_bias = MethodType(_bias_of(cache), attention)
+
+    def encode(self, token_ids: torch.Tensor, is_input: torch.Tensor) -> torch.Tensor:
+        """See `Adapter`."""
+        states: torch.Tensor = self._model.encoder(
+            input_ids=token_ids, attention_mask=is_input.long()
+        ).last_hidden_state
+        return states
+
+    def project(self, states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """See `Adapter`."""
+        for layer in self._model.decoder.block:
+            attention = layer.layer[1].EncDecAttention
+            shape = (*states.shape[:2], -1, self._cache.geometry.head_size)
+            keys, values = attention.k(states).view(shape), attention.v(states).view(shape)
+            yield keys.transpose(1, 2), values.transpose(1, 2)
+
+    def decode(self, token_ids: torch.Tensor, encoder_lengths: torch.Tensor) -> torch.Tensor:
+        """See `Adapter`."""
+        cache = self._cache
+        keys = torch.arange(cache.num_keys, device=self._device)
+        inputs = torch.arange(cache.num_encoder_keys, device=self._device)
+        states: torch.Tensor = self._model.decoder(
+            input_ids=token_ids,
+            attention_mask=(keys <= cache.positions[:, None])[:, None, None],
+            encoder_hidden_states=self._no_states,
+            encoder_attention_mask=(inputs < encoder_lengths[:, None])[:, None, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return states[:, 0]
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """See `Adapter`."""
+        config = self._model.config
+        is_scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+        if is_scaled:
+            states = states * config.d_model**-0.5
+        logits: torch.Tensor = self._model.lm_head(states)
+        return logits
+
+
+def geometry(model: PreTrainedModel, *, max_decoder_len: int, max_encoder_len: int) -> SlotGeometry:
+    """What a slot of this model holds."""
+    config = model.config
+    return SlotGeometry(
+        num_layers=config.num_decoder_layers,
+        num_heads=config.num_heads,
+        head_size=config.d_kv,
+        max_decoder_len=max_decoder_len,
+        max_encoder_len=max_encoder_len,
+        dtype=model.dtype,
+        device=model.device,
+    )
+
+
+def _buckets(attention: Any, distances: torch.Tensor) -> Any:
+    """Which learnt bias each distance has, by stock code, which in T5 knows no settings."""
+    if isinstance(attention, UMT5Attention):
+        return attention._relative_position_bucket(distances)
+    return attention._relative_position_bucket(
+        distances,
+        bidirectional=False,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+
+
+def _bias_of(cache: SlotCache) -> Any:
+    def compute_bias(attention: Any, query_length: int, key_length: int, **_: Any) -> torch.Tensor:
+        """[B, H, 1, K]: of each row's newest token to every key."""
+        assert query_length == 1, "rows decode one token each"
+        positions = cache.positions
+        keys = torch.arange(key_length, device=positions.device)
+        buckets = _buckets(attention, keys - positions[:, None])
+        bias: torch.Tensor = attention.relative_attention_bias(buckets)  # [B, K, H]
+        return bias.permute(0, 2, 1)[:, :, None]
+
+    return compute_bias
