@@ -8,10 +8,11 @@ from typing import Any
 class ModelFacts:
     """What a worker learnt of its model (part of `RoomReady` and `Peer`)."""
 
-    max_model_len: int  # tokens of prompt and answer
+    max_model_len: int  # tokens of prompt and answer; with an encoder, of the answer alone
     vocab_size: int  # ids that the model knows, which may be more or fewer than its tokenizer's
     sampling_defaults: dict[str, float]  # by field of `SamplingParams`, from generation_config.json
     details: dict[str, str]  # for people: type, precision, device, attention, cache
+    max_encoder_len: int = 0  # tokens of the prompt, where an encoder reads it; 0: there is none
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from shared.messages import Generate, PromptAccepted, Tokenize
 from shared.parts import ModelFacts, Prompt, TextStart, ThoughtMarks
 from shared.sampling import MAX_STOP_TOKENS, SamplingParams
 from tokenizer_proc.context import too_long
+from tokenizer_proc.encoder_input import refuse_what_needs_a_decoder
 from tokenizer_proc.prompt import PromptEncoder
 from tokenizer_proc.thought_marks import ThoughtFormat
 
@@ -24,10 +25,12 @@ def accept(
     thoughts: ThoughtFormat | None = None,
 ) -> tuple[PromptAccepted, Generate]:
     """What the frontend and the worker hear of a prompt."""
-    context = model.max_model_len
-    whole = encoder.encode(message.prompt, context)
-    prompt = _truncated(whole, message, context)
-    max_tokens = _max_tokens(message, len(prompt), context)
+    if model.max_encoder_len:
+        refuse_what_needs_a_decoder(message)
+    longest = model.max_encoder_len or model.max_model_len
+    whole = encoder.encode(message.prompt, longest)
+    prompt = _truncated(whole, message, longest, shares=not model.max_encoder_len)
+    max_tokens = _max_tokens(message, len(prompt), model)
     sampling = _fitted(message, max_tokens, encoder)
     _check_vocabulary(message, prompt, model.vocab_size)
     _check_scores(message, len(prompt))
@@ -44,7 +47,7 @@ def accept(
         num_choices=message.num_choices,
         cache_salt=message.cache_salt,
         text=replace(
-            _text_start(message, prompt, encoder),
+            _text_start(message, prompt, encoder, goes_on=not model.max_encoder_len),
             min_tokens=sampling.min_tokens,
             thoughts=_marks(message, prompt, thoughts),
         ),
@@ -52,11 +55,11 @@ def accept(
     return accepted, generate
 
 
-def _truncated(prompt: list[int], message: Tokenize, context: int) -> list[int]:
+def _truncated(prompt: list[int], message: Tokenize, context: int, *, shares: bool) -> list[int]:
     """The last ids, as many as were asked for; without the tokenizer's own first ones if too many.
 
-    -1 leaves `max_tokens` of the context to the answer; one token where that is not given, or is
-    more than the context and may be lowered.
+    -1 leaves `max_tokens` of a context that prompt and answer share to the answer; one token where
+    that is not given, or is more than the context and may be lowered.
     """
     num_kept = message.prompt.truncate_to
     if num_kept is None:
@@ -64,6 +67,8 @@ def _truncated(prompt: list[int], message: Tokenize, context: int) -> list[int]:
     if message.prompt.text is not None and message.prompt.text.suffix is not None:
         sentence = "A prompt with 'suffix' cannot be truncated: shorten both texts instead."
         raise BadRequest(sentence, "truncate_prompt_tokens")
+    if num_kept == -1 and not shares:
+        num_kept = context
     if num_kept == -1:
         num_kept = context - (1 if message.max_tokens is None else message.max_tokens)
         if num_kept < 1 and message.is_strict:
@@ -75,12 +80,14 @@ def _truncated(prompt: list[int], message: Tokenize, context: int) -> list[int]:
     return prompt[-num_kept:]
 
 
-def _max_tokens(message: Tokenize, num_tokens: int, context: int) -> int:
+def _max_tokens(message: Tokenize, num_tokens: int, model: ModelFacts) -> int:
     """The answer's length within what the context leaves, or BadRequest."""
-    asked, param = message.max_tokens, message.prompt.param
+    asked, param, context = message.max_tokens, message.prompt.param, model.max_model_len
     if num_tokens == 0:
         raise BadRequest(_empty(message.prompt), param)
-    room = context - num_tokens
+    if num_tokens > model.max_encoder_len > 0:
+        raise too_long(model.max_encoder_len, str(num_tokens), param)
+    room = context if model.max_encoder_len else context - num_tokens
     if room < (0 if asked == 0 else 1):
         raise too_long(context, str(num_tokens), param)
     if asked is not None and asked > room and message.is_strict:
@@ -164,13 +171,16 @@ def _marks(
     return thoughts.marks(prompt, chat)
 
 
-def _text_start(message: Tokenize, prompt: list[int], encoder: PromptEncoder) -> TextStart:
+def _text_start(
+    message: Tokenize, prompt: list[int], encoder: PromptEncoder, *, goes_on: bool
+) -> TextStart:
+    """What the detokenizer must know; an answer that goes on from its prompt needs its end."""
     sampling, text = message.sampling, message.prompt.text
     is_framed = text is not None and text.add_special_tokens
     return TextStart(
         request_id=message.request_id,
         route=message.route,
-        prompt_tail=tuple(prompt[-PROMPT_TAIL:]),
+        prompt_tail=tuple(prompt[-PROMPT_TAIL:]) if goes_on else (),
         options=message.text,
         stop_token_ids=sampling.stop_token_ids,
         scored_token_ids=tuple(prompt) if sampling.num_prompt_logprobs is not None else (),

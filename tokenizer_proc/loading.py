@@ -19,8 +19,11 @@ logger = logging.getLogger(__name__)
 _TRIAL = ({"role": "user", "content": "Hello"},)
 
 
-def load_tokenizer(config: TokenizerConfig) -> Any:
-    """The checkpoint's tokenizer with the chat template that it shall use, or FatalError."""
+def load_tokenizer(config: TokenizerConfig, fallback_template: str | None = None) -> Any:
+    """The checkpoint's tokenizer with the chat template that it shall use, or FatalError.
+
+    That is the one of `--chat-template`, else the checkpoint's, else the fallback.
+    """
     tokenizer_class = _tokenizer_class(config)
     tokenizer = _load(tokenizer_class, config)
     if not hasattr(tokenizer, "backend_tokenizer"):
@@ -28,6 +31,8 @@ def load_tokenizer(config: TokenizerConfig) -> Any:
         raise _refusal(f"--hf-model {config.model.hf_model}: {reason}; choose another model")
     if config.chat_template:
         tokenizer.chat_template = _read_template(config.chat_template)
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = fallback_template
     if tokenizer.chat_template is not None:
         _try_template(tokenizer, config)
     if config.identity.index == 0:  # each tokenizer process would say the same

@@ -23,7 +23,9 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class PromptEncoder:
     """Encodes prompts for one tokenizer. Truncation and padding are switched off in it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, frames_chats: bool = False) -> None:
+        """With `frames_chats` the tokenizer's own tokens stand around chats as around texts."""
+        self._frames_chats = frames_chats
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -94,7 +96,8 @@ class PromptEncoder:
             continue_final_message=chat.continue_final_message,
             bound=bound,
         )
-        return self._framed(ids) if chat.add_special_tokens else ids
+        is_framed = chat.add_special_tokens or self._frames_chats
+        return self._framed(ids) if is_framed else ids
 
     def _encode_text(self, prompt: TextPrompt, bound: Bound) -> list[int]:
         """Ids of a text as it is: control tokens in it count."""

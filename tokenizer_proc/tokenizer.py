@@ -15,6 +15,7 @@ from shared.errors import ErrorCode, RequestError
 from shared.mailbox import BEAT_SECONDS, Mailbox, unexpected
 from shared.messages import Abort, CreditGranted, Decode, Encode, Message, RequestFailed, Tokenize
 from shared.parts import ModelFacts
+from tokenizer_proc.encoder_input import JOINED_CONTENTS, has_encoder
 from tokenizer_proc.generation import accept
 from tokenizer_proc.loading import load_tokenizer
 from tokenizer_proc.lookup import decoded, encoded
@@ -141,7 +142,9 @@ def publish_vocabulary(tokenizer: Any, path: Path) -> None:
 
 def run(config: TokenizerConfig, mailbox: Mailbox) -> None:
     """Loads the tokenizer, says that it is ready, and serves until the launcher says stop."""
-    tokenizer = load_tokenizer(config)
+    reads_for_encoder = has_encoder(config.model)
+    tokenizer = load_tokenizer(config, JOINED_CONTENTS if reads_for_encoder else None)
     publish_vocabulary(tokenizer, vocabulary_path(config.identity.run_directory))
     mailbox.report_ready()
-    Tokenizer(mailbox, PromptEncoder(tokenizer), find_thoughts(tokenizer)).run()
+    encoder = PromptEncoder(tokenizer, frames_chats=reads_for_encoder)
+    Tokenizer(mailbox, encoder, find_thoughts(tokenizer)).run()
