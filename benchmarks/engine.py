@@ -70,7 +70,7 @@ class Engine:
         )
         self._loaded = serve(model, settings)
         self.scheduler = Scheduler(
-            num_blocks=self._loaded.num_blocks,
+            num_blocks=self._loaded.cache.num_blocks,
             block_size=BLOCK_SIZE,
             max_sequences=num_rows,
             max_tokens_per_step=max_tokens_per_step,

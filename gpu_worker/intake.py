@@ -29,13 +29,22 @@ def _one_class(_: int) -> str:
 
 
 @dataclass(frozen=True)
+class EncoderLimits:
+    """What an encoder reads, and with what the decoder begins."""
+
+    max_encoder_len: int  # tokens of a prompt
+    start_token_ids: tuple[int, ...]  # before every answer
+
+
+@dataclass(frozen=True)
 class IntakeLimits:
     """What the loaded model can take, and which of its prompts may share cached keys."""
 
-    max_model_len: int  # tokens of prompt and answer
+    max_model_len: int  # tokens of prompt and answer; with an encoder, of the answer
     vocab_size: int
     end_token_ids: frozenset[int]
     rope_class: Callable[[int], str] = _one_class  # of a prompt's length; a line of text
+    encoder: EncoderLimits | None = None
 
 
 def to_sequences(message: Generate, limits: IntakeLimits) -> list[Sequence]:
@@ -51,7 +60,7 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
     prompt, max_tokens = message.prompt_token_ids, message.max_tokens
     if not prompt or max_tokens < 0:
         raise _refusal("an empty prompt or answer")
-    if len(prompt) + max_tokens > limits.max_model_len:
+    if not _fits(len(prompt), max_tokens, limits):
         raise _refusal(f"{len(prompt)} + {max_tokens} tokens exceed {limits.max_model_len}")
     if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
         raise _refusal("a token id outside the vocabulary")
@@ -61,14 +70,24 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
         raise _refusal(f"impossible settings: {message.sampling}")
     if not _has_possible_tokens(message.sampling, max_tokens, limits.vocab_size):
         raise _refusal("impossible tokens to favour, to ban or to stop at")
+    encoder = limits.encoder
     return Sequence(
         message.request_id,
-        prompt,
+        encoder.start_token_ids if encoder else prompt,
         max(max_tokens, 1),  # 0: a token is sampled that nobody is shown
         _end_token_ids(message.sampling, limits) if max_tokens else frozenset(),
         message.sampling,
         cache_salt=f"{limits.rope_class(len(prompt))}\n{message.cache_salt}",
+        encoder_token_ids=prompt if encoder else (),
     )
+
+
+def _fits(num_prompt_tokens: int, max_tokens: int, limits: IntakeLimits) -> bool:
+    encoder = limits.encoder
+    if encoder is None:
+        return num_prompt_tokens + max_tokens <= limits.max_model_len
+    is_read = num_prompt_tokens <= encoder.max_encoder_len
+    return is_read and max_tokens + len(encoder.start_token_ids) - 1 <= limits.max_model_len
 
 
 def _end_token_ids(sampling: SamplingParams, limits: IntakeLimits) -> frozenset[int]:

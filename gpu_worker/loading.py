@@ -6,7 +6,6 @@ Whatever cannot work is refused here, in one sentence that names the setting and
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,10 @@ from gpu_worker.checkpoint import (
     refuse_misfits,
 )
 from gpu_worker.cuda_graphs import CudaGraphDevice
+from gpu_worker.families import t5
 from gpu_worker.families.causal_lm import CausalLM
+from gpu_worker.kv_cache import BLOCK_SIZE
+from gpu_worker.loaded import Cache, LoadedModel
 from gpu_worker.model_class import choose_class, is_stock
 from gpu_worker.packed_linear import pack_linears
 from gpu_worker.paged_attention import ATTENTION, unbind
@@ -39,6 +41,7 @@ from gpu_worker.probe import ModelUse, probe
 from gpu_worker.rope import SequenceAngles
 from gpu_worker.self_check import SelfCheck
 from gpu_worker.sizing import (
+    LENGTHS_ARE_FOR,
     CacheSize,
     activation_bytes,
     lengths_without_effect,
@@ -48,25 +51,13 @@ from gpu_worker.sizing import (
     size_cache,
     wanted_context,
 )
+from gpu_worker.slot_loading import serve_slots
 from gpu_worker.threads import default_threads
 from shared.checkpoint_errors import unloadable
 from shared.config import ModelConfig, WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to execute plans, and what the scheduler must know of it."""
-
-    runner: CausalLM
-    num_blocks: int
-    max_model_len: int
-    vocab_size: int
-    end_token_ids: frozenset[int]
-    rope_class: Callable[[int], str]  # prompts whose lengths' classes differ share no cached keys
-    details: dict[str, str]  # for people: see `ModelFacts`
 
 
 def _say_nothing(_stage: str) -> None:
@@ -82,15 +73,18 @@ def load(config: WorkerConfig, report: Callable[[str], None] = _say_nothing) -> 
     refuse_contradiction(model_config, config.architecture_type, config.serving_type)
     refuse_unsupported(model_config)
     model_class = choose_class(config.model_type, model_config)
-    for flag in lengths_without_effect(config, has_encoder=False):
-        logger.warning(
-            "%s has no effect: it is for --static-cache, the encoder's for encoder-decoders", flag
-        )
-    wanted_context(config, longest_context(model_config, config.model.max_model_len))
+    has_encoder = model_config.is_encoder_decoder
+    for flag in lengths_without_effect(config, has_encoder=has_encoder):
+        logger.warning("%s has no effect: %s", flag, LENGTHS_ARE_FOR)
+    if not has_encoder:
+        wanted_context(config, longest_context(model_config, config.model.max_model_len))
     dtype = choose_dtype(config.torch_dtype, device)
     is_local = Path(config.model.path).is_dir()
     report("loading the weights" if is_local else "fetching and loading the weights")
-    model = _load_weights(config, model_class, dtype, device)
+    model = _load_weights(config, model_class, dtype, device, slots=has_encoder)
+    if has_encoder:
+        ends, name = _end_token_ids(model), _described(device)
+        return serve_slots(model, config, end_token_ids=ends, device_name=name, report=report)
     return serve(model, config, report)
 
 
@@ -122,9 +116,10 @@ def serve(
     if use.device.type == "cuda" and config.cuda_graphs:
         report("capturing CUDA graphs")
         causal_lm.capture(CudaGraphDevice())
+    num_rows = config.continuous_batching_batch_size
     return LoadedModel(
         runner=causal_lm,
-        num_blocks=size.num_blocks,
+        cache=Cache(size.num_blocks, BLOCK_SIZE, num_rows),
         max_model_len=size.max_model_len,
         vocab_size=text_config(model.config).vocab_size,
         end_token_ids=_end_token_ids(model),
@@ -223,7 +218,12 @@ def _load_config(model: ModelConfig) -> PreTrainedConfig:
 
 
 def _load_weights(
-    config: WorkerConfig, model_class: Any, dtype: torch.dtype, device: torch.device
+    config: WorkerConfig,
+    model_class: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    slots: bool,
 ) -> PreTrainedModel:
     """The model with all of its weights; one that lacks some would answer from random numbers."""
     if not sys.stderr.isatty():
@@ -232,7 +232,8 @@ def _load_weights(
     try:
         weights = find_weights(config.model, allow_pickle=config.allow_pickle_weights)
         check_memory(weights, name, dtype, device)
-        loaded = _from_pretrained(config, model_class, weights, dtype=dtype, device=device)
+        attention = t5.ATTENTION if slots else ATTENTION
+        loaded = _from_pretrained(config, model_class, weights, attention, dtype, device)
     except (FatalError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # what a foreign checkpoint makes transformers raise is anything
@@ -247,7 +248,7 @@ def _from_pretrained(
     config: WorkerConfig,
     model_class: Any,
     weights: Weights,
-    *,
+    attention: str,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Any:
@@ -258,7 +259,7 @@ def _from_pretrained(
             trust_remote_code=config.model.trust_remote_code,
             dtype=dtype,
             device_map={"": device},
-            attn_implementation=ATTENTION,
+            attn_implementation=attention,
             use_safetensors=not weights.is_pickle,
             weights_only=True,
             output_loading_info=True,

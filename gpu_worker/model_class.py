@@ -3,18 +3,23 @@
 from typing import Any
 
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
 
 def choose_class(asked: str, config: PreTrainedConfig) -> Any:
-    """The class of that name, else AutoModelForCausalLM; FatalError if it cannot serve the model.
+    """The class of that name, else the Auto class; FatalError if it cannot serve the model.
 
     Of a dotted path, as the predecessor had them, the last part counts.
     """
     if not asked:
-        return AutoModelForCausalLM
+        return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     found = getattr(transformers, asked.rpartition(".")[2], None)
     if not hasattr(found, "from_pretrained"):
         reason = f"transformers {transformers.__version__} has no such model class"

@@ -17,6 +17,9 @@ from shared.sampling import MAX_LOGPROBS, SamplingParams
 
 GPU_FRACTION = 0.9  # of the free memory, unless a flag says otherwise
 CPU_FRACTION = 0.5  # the machine has other work, and weights may be read again
+LENGTHS_ARE_FOR = (
+    "lengths of the cache are for --static-cache, and an encoder's for encoder-decoders"
+)
 _MIB = 2**20
 _TOP_K = 2000  # of the probe: too many to look at the best few, so the whole vocabulary is cut
 
@@ -44,17 +47,16 @@ def size_cache(
     longest_context: int,
     *,
     reserved_bytes: int = 0,
-    has_encoder: bool = False,
 ) -> CacheSize:
     """The cache's size under the flags; FatalError where memory or the model does not allow it.
 
     `longest_context` is the model's own, in tokens. `reserved_bytes` of the free memory are left to
-    the forward pass. With an encoder each sequence holds its input's keys and values as well.
+    the forward pass.
     """
     wanted = wanted_context(config, longest_context)
     budget = _budget(geometry, config.kv_cache_memory_fraction, reserved_bytes)
     if config.static_cache:
-        return _static_size(geometry, config, budget, has_encoder=has_encoder)
+        return _static_size(geometry, config, budget)
     num_sequences = config.continuous_batching_batch_size
     most_useful = num_sequences * _num_blocks(wanted)
     num_blocks = min(budget.num_blocks, most_useful)
@@ -89,6 +91,7 @@ def wanted_context(config: WorkerConfig, longest_context: int) -> int:
 def lengths_without_effect(config: WorkerConfig, *, has_encoder: bool) -> list[str]:
     """The flags of lengths that were set and that this cache does not follow."""
     unused = {
+        "max_encoder_len": config.static_cache or not has_encoder,
         "static_cache_encoder_max_length": not (config.static_cache and has_encoder),
         "static_cache_decoder_max_length": not config.static_cache,
     }
@@ -166,25 +169,18 @@ def _budget(geometry: KVGeometry, fraction: float, reserved_bytes: int) -> _Budg
     return _Budget(num_blocks, explanation)
 
 
-def _static_size(
-    geometry: KVGeometry, config: WorkerConfig, budget: _Budget, *, has_encoder: bool
-) -> CacheSize:
+def _static_size(geometry: KVGeometry, config: WorkerConfig, budget: _Budget) -> CacheSize:
     num_sequences = config.continuous_batching_batch_size
     context = config.static_cache_decoder_max_length
-    encoder = config.static_cache_encoder_max_length if has_encoder else 0
-    num_blocks = num_sequences * (_num_blocks(context) + _num_blocks(encoder))
-    lengths = f"{encoder} + {context}" if has_encoder else str(context)
+    num_blocks = num_sequences * _num_blocks(context)
     if num_blocks > budget.num_blocks:
-        lower = "--static-cache-decoder-max-length"
-        if has_encoder:
-            lower += " or --static-cache-encoder-max-length"
         raise _refusal(
-            f"--static-cache: {num_sequences} sequences of {lengths} tokens need "
+            f"--static-cache: {num_sequences} sequences of {context} tokens need "
             f"{num_blocks * geometry.block_bytes / _MIB:.0f} MiB, and there is "
-            f"{budget.explanation}: lower --continuous-batching-batch-size or {lower}, "
-            "or raise --kv-cache-memory-fraction"
+            f"{budget.explanation}: lower --continuous-batching-batch-size or "
+            "--static-cache-decoder-max-length, or raise --kv-cache-memory-fraction"
         )
-    reason = f"{_size(geometry, num_blocks)}, static for {num_sequences} sequences of {lengths}"
+    reason = f"{_size(geometry, num_blocks)}, static for {num_sequences} sequences of {context}"
     return CacheSize(num_blocks, context, f"{reason} tokens")
 
 

@@ -2,8 +2,8 @@
 
 Slot r belongs to the runner's row r. A decoding step writes one position of each of the first B
 slots and reads them as views: nothing is gathered or copied. What the encoder gave is projected
-once and stays. Dimension names: L decoder layers, S slots, H heads, D head size, B rows of a step, K
-and E positions of the decoder and the encoder that a step looks at.
+once and stays. Dimension names: L decoder layers, S slots, H heads, D head size, B rows of a step,
+K and E positions of the decoder and the encoder that a step looks at.
 """
 
 from dataclasses import dataclass

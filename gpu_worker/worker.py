@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from gpu_worker.audience import Audience, is_alive
 from gpu_worker.facts import sampling_defaults
 from gpu_worker.intake import IntakeLimits, to_sequences
-from gpu_worker.kv_cache import BLOCK_SIZE
-from gpu_worker.loading import LoadedModel, load
+from gpu_worker.loaded import LoadedModel
+from gpu_worker.loading import load
 from gpu_worker.profiling import profiled
 from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.reporting import IDLE_INTERVAL_SECONDS, LoadReporter
@@ -249,14 +249,9 @@ def run(config: WorkerConfig, mailbox: Mailbox) -> None:
     with profiled(loaded.runner, config) as runner:
         worker = Worker(
             mailbox,
-            _scheduler(loaded, config),
+            loaded.scheduler(config),
             IsolatingRunner(runner),
-            IntakeLimits(
-                max_model_len=loaded.max_model_len,
-                vocab_size=loaded.vocab_size,
-                end_token_ids=loaded.end_token_ids,
-                rope_class=loaded.rope_class,
-            ),
+            loaded.limits,
             microsleep_seconds=config.continuous_batching_microsleep,
         )
         mailbox.report_ready(_facts(loaded, config))
@@ -269,15 +264,10 @@ def _facts(loaded: LoadedModel, config: WorkerConfig) -> ModelFacts:
         use_checkpoint=config.generation_config == "auto",
         override=json.loads(config.override_generation_config or "{}"),
     )
-    return ModelFacts(loaded.max_model_len, loaded.vocab_size, defaults, loaded.details)
-
-
-def _scheduler(loaded: LoadedModel, config: WorkerConfig) -> Scheduler:
-    return Scheduler(
-        num_blocks=loaded.num_blocks,
-        block_size=BLOCK_SIZE,
-        max_sequences=config.continuous_batching_batch_size,
-        max_tokens_per_step=config.max_num_batched_tokens,
-        max_early_aborts=2 * config.max_concurrent,
-        prefix_caching=config.prefix_caching,
+    return ModelFacts(
+        loaded.max_model_len,
+        loaded.vocab_size,
+        defaults,
+        loaded.details,
+        loaded.encoder.max_encoder_len if loaded.encoder else 0,
     )

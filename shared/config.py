@@ -54,7 +54,8 @@ class ModelConfig:
     )
     max_model_len: int = flag(
         0,
-        "longest prompt plus answer, in tokens; 0: what the model and the memory allow",
+        "longest prompt plus answer, in tokens, of an encoder-decoder the longest answer; 0: what "
+        "the model and the memory allow",
         at_least=0,
     )
     trust_remote_code: bool = flag(
@@ -220,7 +221,7 @@ class WorkerConfig:
     )
     architecture_type: str = flag(
         "",
-        "what the checkpoint must be; only decoders are served yet",
+        "what the checkpoint must be",
         choices=("decoder", "encoder-decoder"),
         unset="by the checkpoint",
     )
@@ -280,6 +281,11 @@ class WorkerConfig:
         "most of the free memory for the KV cache; 0: 0.9 on a GPU, 0.5 on the CPU",
         at_least=0,
         at_most=1,
+    )
+    max_encoder_len: int = flag(
+        0,
+        "longest prompt of an encoder-decoder, in tokens; 0: what the model was trained with",
+        at_least=0,
     )
     static_cache: bool = flag(
         False,

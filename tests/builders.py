@@ -18,7 +18,12 @@ END_TOKEN = 1
 
 def make_scheduler(*, prefix_caching: bool = False, **overrides: int) -> Scheduler:
     """A small scheduler: 64 blocks of 4 tokens, 4 rows, 16 tokens a step."""
-    sizes = {"num_blocks": 64, "block_size": 4, "max_sequences": 4, "max_tokens_per_step": 16}
+    sizes: dict[str, Any] = {
+        "num_blocks": 64,
+        "block_size": 4,
+        "max_sequences": 4,
+        "max_tokens_per_step": 16,
+    }
     return Scheduler(prefix_caching=prefix_caching, **{**sizes, **overrides})
 
 

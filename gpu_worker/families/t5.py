@@ -10,14 +10,18 @@ from types import MethodType
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from gpu_worker.slot_cache import SlotCache, SlotGeometry
 
-MODEL_TYPES = frozenset({"t5", "mt5", "umt5"})
 ATTENTION = "slots"
 
 # Without a mask function of the same name, transformers would drop every mask in silence.
@@ -80,6 +84,11 @@ class T5:
             states = states * config.d_model**-0.5
         logits: torch.Tensor = self._model.lm_head(states)
         return logits
+
+
+def trained_length(config: PreTrainedConfig) -> int:
+    """Tokens that the model is known to read well; the original T5 read 512."""
+    return max(512, int(getattr(config, "n_positions", 0)))
 
 
 def geometry(model: PreTrainedModel, *, max_decoder_len: int, max_encoder_len: int) -> SlotGeometry:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.kv_cache import BLOCK_SIZE
-from gpu_worker.loading import LoadedModel, serve
+from gpu_worker.loaded import LoadedModel
+from gpu_worker.loading import serve
 from gpu_worker.runner import Runner
 from scheduler.plan import StepPlan, TokenScore
 from scheduler.scheduler import Counters, Scheduler
@@ -67,14 +69,14 @@ def run(
     served = copy.deepcopy(model)  # the caller's own stays stock
     loaded = serve(served, settings)
     scheduler = Scheduler(
-        num_blocks=num_blocks or loaded.num_blocks,
+        num_blocks=num_blocks or loaded.cache.num_blocks,
         block_size=BLOCK_SIZE,
         max_sequences=settings.continuous_batching_batch_size,
         max_tokens_per_step=BUDGET,
         prefix_caching=prefix_caching,
     )
     if is_fragmented:
-        for block in range(1, loaded.num_blocks + 1, 2):
+        for block in range(1, loaded.cache.num_blocks + 1, 2):
             scheduler.pool.allocate(block)
     done = Run(scheduler.counters)
     served.register_forward_pre_hook(
@@ -155,3 +157,9 @@ def assert_equal(answer: list[int], expected: Reference) -> None:
 def assert_as_generated(model: PreTrainedModel, request: Request, answer: list[int]) -> None:
     """The answer is `generate()`'s, but for what follows a near tie."""
     assert_equal(answer, generated(model, request))
+
+
+def decoder_of(loaded: LoadedModel) -> Any:
+    """The decoder behind a runner."""
+    assert isinstance(loaded.runner, CausalLM)
+    return loaded.runner._model

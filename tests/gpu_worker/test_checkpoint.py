@@ -13,6 +13,7 @@ from gpu_worker.loading import load
 from shared.config import ModelConfig, WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
 from tests.builders import make_model
+from tests.gpu_worker.engine import decoder_of
 
 CPU = torch.device("cpu")
 NUM_VALUES = 1000
@@ -132,7 +133,7 @@ def test_pickled_weights_are_refused_with_the_flag_that_allows_them(tmp_path: Pa
 def test_pickled_weights_are_loaded_where_that_is_allowed(tmp_path: Path) -> None:
     loaded = load(worker_config(save_pickled(tmp_path), allow_pickle_weights=True))
     expected = make_model("llama").state_dict()
-    weights = loaded.runner._model.state_dict()
+    weights = decoder_of(loaded).state_dict()
     assert torch.equal(weights["model.embed_tokens.weight"], expected["model.embed_tokens.weight"])
 
 

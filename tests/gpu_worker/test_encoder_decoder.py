@@ -57,7 +57,7 @@ def make_t5(name: str) -> PreTrainedModel:
     """A model of random weights whose answers depend on positions and inputs."""
     config_class, model_class, own = MODELS[name]
     torch.manual_seed(5)
-    model = model_class(config_class(**{**SIZES, **own})).eval()
+    model: PreTrainedModel = model_class(config_class(**{**SIZES, **own})).eval()
     for parameter_name, parameter in model.named_parameters():
         spread = 3.0 if "relative_attention_bias" in parameter_name else 0.3
         parameter.data.normal_(0, spread)
@@ -117,10 +117,8 @@ def assert_equal_to_generate(model: Any, sequence: Sequence) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_requests_that_come_and_go_are_answered_as_alone(name: str) -> None:
-    model = make_t5(name)
     sequences = requests(24)
-    reference = make_t5(name)
-    runner, scheduler = served(model)
+    runner, scheduler = served(make_t5(name))
     num_moves = 0
     for number, sequence in enumerate(sequences):
         scheduler.add(sequence)
@@ -135,5 +133,6 @@ def test_requests_that_come_and_go_are_answered_as_alone(name: str) -> None:
         scheduler.apply(plan, runner.execute(plan))
         scheduler.check()
     assert num_moves > 0
+    reference = make_t5(name)
     for sequence in sequences:
         assert_equal_to_generate(reference, sequence)

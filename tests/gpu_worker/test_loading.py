@@ -26,7 +26,7 @@ from scheduler.plan import Chunk, StepPlan
 from shared.config import ModelConfig, WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
 from tests.builders import END_TOKEN, make_admission, make_model
-from tests.gpu_worker.engine import Request, generated
+from tests.gpu_worker.engine import Request, decoder_of, generated
 from tests.gpu_worker.test_architectures import model_of
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def test_left_alone_the_dtype_is_the_devices_fastest(
 def test_the_cache_is_no_larger_than_the_rows_can_use() -> None:
     loaded = serve(make_model("llama"), settings(max_model_len=100))
     assert loaded.max_model_len == 100
-    assert loaded.num_blocks == 4 * 7
+    assert loaded.cache.num_blocks == 4 * 7
     assert loaded.vocab_size == 200
 
 
@@ -101,8 +101,8 @@ def test_left_alone_the_context_is_the_models() -> None:
 
 def test_the_cache_has_the_models_own_head_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "free_bytes", lambda _: 22 * FOUR_KV_BYTES)
-    assert serve(make_model("llama"), settings()).num_blocks == 11 - 1  # one block is scratch
-    assert serve(make_model("qwen3", head_dim=80), settings()).num_blocks == 2 - 1
+    assert serve(make_model("llama"), settings()).cache.num_blocks == 11 - 1  # one block is scratch
+    assert serve(make_model("qwen3", head_dim=80), settings()).cache.num_blocks == 2 - 1
 
 
 @pytest.mark.parametrize("asked", [1, 8, BLOCK_SIZE, 256])
@@ -165,7 +165,7 @@ def test_a_directory_is_loaded(tmp_path: Path) -> None:
     assert stages == ["loading the weights", "sizing the KV cache"]
     assert loaded.end_token_ids == {END_TOKEN}
     assert loaded.max_model_len == 64
-    model = loaded.runner._model
+    model = decoder_of(loaded)
     assert (model.dtype, model.training) == (torch.bfloat16, False)
     assert model.config._attn_implementation == ATTENTION
 

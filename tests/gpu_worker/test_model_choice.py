@@ -14,6 +14,7 @@ from gpu_worker.model_class import choose_class
 from shared.config import ModelConfig, WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
 from tests.builders import make_model
+from tests.gpu_worker.engine import decoder_of
 
 
 def config_of(model_type: str) -> PreTrainedConfig:
@@ -44,7 +45,7 @@ def refusal(path: Path, **flags: Any) -> str:
 def test_the_model_is_of_the_class_that_was_asked_for(asked: str, tmp_path: Path) -> None:
     make_model("llama").save_pretrained(tmp_path)
     loaded = load(worker_config(tmp_path, model_type=asked))
-    assert type(loaded.runner._model) is transformers.LlamaForCausalLM
+    assert type(decoder_of(loaded)) is transformers.LlamaForCausalLM
 
 
 @pytest.mark.parametrize(
@@ -136,11 +137,11 @@ def test_code_of_the_checkpoint_runs_only_where_it_is_trusted(
     directory = save_with_code(tmp_path / f"with_{model_type}", model_type)
     if model_type == "llama":
         loaded = load(worker_config(directory))
-        assert type(loaded.runner._model) is transformers.LlamaForCausalLM
+        assert type(decoder_of(loaded)) is transformers.LlamaForCausalLM
     else:
         assert "--trust-remote-code" in refusal(directory)
     loaded = load(worker_config(directory, trust_remote_code=True))
-    assert type(loaded.runner._model).__name__ == "OwnForCausalLM"
+    assert type(decoder_of(loaded)).__name__ == "OwnForCausalLM"
     assert any(
         "OwnForCausalLM" in line and "no test of its own" in line for line in caplog.messages
     )

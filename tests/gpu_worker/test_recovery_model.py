@@ -105,7 +105,7 @@ def run(model: PreTrainedModel, sequences: list[Sequence], wrap: Wrap) -> int:
     loaded = serve(served, settings)
     runner = IsolatingRunner(wrap(served, loaded.runner))
     scheduler = Scheduler(
-        num_blocks=loaded.num_blocks,
+        num_blocks=loaded.cache.num_blocks,
         block_size=BLOCK_SIZE,
         max_sequences=NUM_ROWS,
         max_tokens_per_step=BUDGET,

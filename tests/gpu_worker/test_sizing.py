@@ -1,5 +1,6 @@
 """The cache is as large as memory, use and flags allow, and says which of them decided."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,10 +49,10 @@ def size(max_model_len: int = 0, **overrides: Any) -> CacheSize:
     return size_cache(GEOMETRY, settings(max_model_len, **overrides), LONGEST)
 
 
-def refusal(max_model_len: int = 0, *, has_encoder: bool = False, **overrides: Any) -> str:
+def refusal(max_model_len: int = 0, **overrides: Any) -> str:
     """The sentence with which these settings are refused."""
     with pytest.raises(FatalError) as caught:
-        size_cache(GEOMETRY, settings(max_model_len, **overrides), LONGEST, has_encoder=has_encoder)
+        size_cache(GEOMETRY, settings(max_model_len, **overrides), LONGEST)
     assert caught.value.exit_status == EXIT_CONFIGURATION
     return str(caught.value)
 
@@ -135,20 +136,11 @@ def test_a_static_cache_is_exactly_the_batch_times_its_length(length: int) -> No
     assert f"static for 4 sequences of {length} tokens" in chosen.reason
 
 
-def test_a_static_cache_of_an_encoder_decoder_holds_both_lengths() -> None:
-    config = settings(static_cache=True, static_cache_encoder_max_length=33)
-    chosen = size_cache(GEOMETRY, config, LONGEST, has_encoder=True)
-    assert (chosen.num_blocks, chosen.max_model_len) == (4 * (3 + 16), 256)
-    assert "33 + 256 tokens" in chosen.reason
-
-
 @pytest.mark.usefixtures("free_blocks")
-@pytest.mark.parametrize("has_encoder", [False, True])
-def test_a_static_cache_that_does_not_fit_is_refused_with_what_helps(has_encoder: bool) -> None:
-    sentence = refusal(static_cache=True, has_encoder=has_encoder)
+def test_a_static_cache_that_does_not_fit_is_refused_with_what_helps() -> None:
+    sentence = refusal(static_cache=True)
     assert "--static-cache: 4 sequences of " in sentence
     assert "--continuous-batching-batch-size or --static-cache-decoder-max-length" in sentence
-    assert ("--static-cache-encoder-max-length" in sentence) == has_encoder
 
 
 def test_two_answers_to_how_long_a_context_may_be_are_refused() -> None:
@@ -223,4 +215,8 @@ def test_lengths_that_were_set_for_nothing_are_named(
     )
     names = [f"--static-cache-{part}-max-length" for part in expected]
     assert lengths_without_effect(config, has_encoder=has_encoder) == names
+    lengthened = replace(config, max_encoder_len=100)
+    is_used = has_encoder and not static_cache
+    others = [] if is_used else ["--max-encoder-len"]
+    assert lengths_without_effect(lengthened, has_encoder=has_encoder) == others + names
     assert lengths_without_effect(WorkerConfig(), has_encoder=has_encoder) == []
