@@ -1,4 +1,4 @@
-"""Answers on the device equal `generate()`'s, token for token, in eight architectures.
+"""Answers on the device equal `generate()`'s, token for token, in twelve architectures.
 
 In float32 without TF32, batched, chunked and staggered. Where the reference's two best logits are
 closer than `NEAR_TIE`, sums in another order may decide otherwise; there the comparison ends.
@@ -17,6 +17,14 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.record import Row, Stage, Values, Wrong
 from gpu_worker.paged_attention import ATTENTION
 from tests.builders import make_model
+from tests.gpu_worker.encoder_decoders import (
+    MODELS,
+    difference,
+    make_t5,
+    requests,
+    serve_all,
+    served,
+)
 
 NEAR_TIE = 1e-4
 NUM_ROWS = 5
@@ -60,7 +68,9 @@ def stage(machine: Machine) -> Stage:
 
 
 def _rows(machine: Machine) -> Sequence[Row]:
-    return [Row(name, partial(compare, machine, name)) for name in ARCHITECTURES]
+    decoders = [Row(name, partial(compare, machine, name)) for name in ARCHITECTURES]
+    others = [Row(f"{name} over slots", partial(compare_slots, machine, name)) for name in MODELS]
+    return [*decoders, *others]
 
 
 def compare(machine: Machine, name: str) -> Values:
@@ -81,6 +91,20 @@ def compare(machine: Machine, name: str) -> Values:
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     return {"equal_tokens": sum(same), "of": len(prompts) * ANSWER_TOKENS}
+
+
+def compare_slots(machine: Machine, name: str) -> Values:
+    """The same for an encoder-decoder and 24 requests, of which two arrive with every step."""
+    machine.require()
+    torch.set_float32_matmul_precision("highest")
+    sequences = requests(24)
+    runner, scheduler = served(make_t5(name).to(machine.device))
+    num_moves = serve_all(runner, scheduler, sequences)
+    reference = make_t5(name).to(machine.device)
+    for sequence in sequences:
+        if found := difference(reference, sequence):
+            raise Wrong(f"{name}, {found}")
+    return {"equal_answers": len(sequences), "moves": num_moves}
 
 
 def _serve(model: PreTrainedModel, prompts: list[tuple[int, ...]]) -> list[list[int]]:

@@ -1,138 +1,69 @@
 """T5 and its kin over slots: what joins and leaves at any time gets `generate()`'s answer."""
 
-from typing import Any
-
 import pytest
 import torch
-from transformers import (
-    MT5Config,
-    MT5ForConditionalGeneration,
-    PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
-    UMT5Config,
-    UMT5ForConditionalGeneration,
-)
 
-from gpu_worker.families import t5
-from gpu_worker.families.encoder_decoder import EncoderDecoder
-from gpu_worker.families.t5 import T5
+from gpu_worker.families import encoder_decoder
 from gpu_worker.slot_cache import SlotCache
-from scheduler.scheduler import Scheduler
-from scheduler.sequence import Sequence
+from scheduler.plan import Admission
 from tests.builders import GREEDY
-
-NEAR_TIE = 1e-4
-NUM_ROWS = 6
-DECODER_LEN, ENCODER_LEN = 40, 70
-START, END = 0, 1
-SIZES: dict[str, Any] = {
-    "vocab_size": 120,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 48,
-    "num_layers": 2,
-    "num_decoder_layers": 3,
-    "num_heads": 4,
-    "decoder_start_token_id": START,
-    "eos_token_id": END,
-    "pad_token_id": 0,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 16,
-    "dropout_rate": 0.0,
-}
-MODELS = {
-    "t5": (T5Config, T5ForConditionalGeneration, {}),
-    "gated t5": (
-        T5Config,
-        T5ForConditionalGeneration,
-        {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    ),
-    "mt5": (MT5Config, MT5ForConditionalGeneration, {}),
-    "umt5": (UMT5Config, UMT5ForConditionalGeneration, {}),
-}
-
-
-def make_t5(name: str) -> PreTrainedModel:
-    """A model of random weights whose answers depend on positions and inputs."""
-    config_class, model_class, own = MODELS[name]
-    torch.manual_seed(5)
-    model: PreTrainedModel = model_class(config_class(**{**SIZES, **own})).eval()
-    for parameter_name, parameter in model.named_parameters():
-        spread = 3.0 if "relative_attention_bias" in parameter_name else 0.3
-        parameter.data.normal_(0, spread)
-    return model
-
-
-def served(model: PreTrainedModel) -> tuple[EncoderDecoder, Scheduler]:
-    """The model's runner, and a scheduler for its slots."""
-    size = t5.geometry(model, max_decoder_len=DECODER_LEN, max_encoder_len=ENCODER_LEN)
-    cache = SlotCache(size, NUM_ROWS)
-    scheduler = Scheduler(
-        num_blocks=NUM_ROWS,
-        block_size=DECODER_LEN,
-        max_sequences=NUM_ROWS,
-        max_tokens_per_step=90,
-        prefix_caching=False,
-        rows_are_slots=True,
-    )
-    return EncoderDecoder(T5(model, cache), cache, NUM_ROWS), scheduler
-
-
-def requests(count: int) -> list[Sequence]:
-    """Inputs and answers of mixed lengths."""
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for number in range(count):
-        length = int(torch.randint(1, ENCODER_LEN, (1,), generator=generator))
-        max_tokens = int(torch.randint(1, DECODER_LEN, (1,), generator=generator))
-        ids = torch.randint(2, 120, (length,), generator=generator).tolist()
-        made.append(
-            Sequence(
-                str(number), (START,), max_tokens, frozenset({END}), GREEDY,
-                encoder_token_ids=tuple(ids),
-            )
-        )  # fmt: skip
-    return made
-
-
-def assert_equal_to_generate(model: Any, sequence: Sequence) -> None:
-    """The answer is the stock one, up to a near tie of its two best tokens."""
-    generated = model.generate(
-        torch.tensor([sequence.encoder_token_ids]),
-        max_new_tokens=sequence.max_tokens,
-        do_sample=False,
-        use_cache=False,  # stock code sizes its own by the encoder's layers
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    expected = generated.sequences[0, 1:].tolist()
-    answer = sequence.token_ids[1:]
-    for place, (token_id, wanted) in enumerate(zip(answer, expected, strict=True)):
-        if token_id != wanted:
-            best, second = generated.logits[place][0].topk(2).values.tolist()
-            assert best - second < NEAR_TIE, f"token {place} of {sequence.request_id}"
-            return
+from tests.gpu_worker.encoder_decoders import (
+    MODELS,
+    difference,
+    make_t5,
+    requests,
+    serve_all,
+    served,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_requests_that_come_and_go_are_answered_as_alone(name: str) -> None:
     sequences = requests(24)
     runner, scheduler = served(make_t5(name))
-    num_moves = 0
-    for number, sequence in enumerate(sequences):
-        scheduler.add(sequence)
-        if number % 2:
-            continue
-        plan = scheduler.schedule()
-        num_moves += len(plan.moves)
-        scheduler.apply(plan, runner.execute(plan))
-    while not scheduler.is_idle:
-        plan = scheduler.schedule()
-        num_moves += len(plan.moves)
-        scheduler.apply(plan, runner.execute(plan))
-        scheduler.check()
-    assert num_moves > 0
+    assert serve_all(runner, scheduler, sequences) > 0
     reference = make_t5(name)
-    for sequence in sequences:
-        assert_equal_to_generate(reference, sequence)
+    assert [found for s in sequences if (found := difference(reference, s))] == []
+
+
+@pytest.mark.parametrize("fault", ["one position for all", "one length for all"])
+def test_the_comparison_sees_what_rows_must_not_share(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, scheduler = served(make_t5("t5"))
+    if fault == "one position for all":
+        begin = SlotCache.begin
+
+        def begin_at_one(
+            cache: SlotCache, positions: torch.Tensor, num_keys: int, num_encoder_keys: int
+        ) -> None:
+            shared = positions.where(positions == cache.scratch, num_keys - 1)
+            begin(cache, shared, num_keys, num_encoder_keys)
+
+        monkeypatch.setattr(SlotCache, "begin", begin_at_one)
+    else:
+        monkeypatch.setattr(runner, "_encoder_lengths", _Longest(runner._encoder_lengths))
+    sequences = requests(6)
+    serve_all(runner, scheduler, sequences)
+    reference = make_t5("t5")
+    assert [found for s in sequences if (found := difference(reference, s))] != []
+
+
+class _Longest(list[int]):
+    """Lengths of which everybody gets the longest."""
+
+    def __getitem__(self, row: object) -> int:  # type: ignore[override]
+        return max(self)
+
+
+def test_inputs_of_like_length_are_encoded_together() -> None:
+    admissions = [
+        Admission(row, GREEDY, (0,), 1, frozenset(), (), (7,) * length)
+        for row, length in enumerate([100, 3, 90, 4, 5, 40])
+    ]
+    found = [
+        [len(admission.encoder_token_ids) for admission in group]
+        for group in encoder_decoder.groups(admissions)
+    ]
+    assert found == [[3, 4, 5], [40, 90, 100]]
+    assert sum(map(len, found)) == len(admissions)

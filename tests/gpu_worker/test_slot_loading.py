@@ -15,7 +15,7 @@ from gpu_worker.slot_cache import SlotGeometry
 from gpu_worker.slot_loading import lengths, num_slots_of
 from shared.config import ModelConfig, WorkerConfig
 from shared.errors import FatalError
-from tests.gpu_worker.test_encoder_decoder import END, START, make_t5
+from tests.gpu_worker.encoder_decoders import END, START, make_t5
 
 GEOMETRY = SlotGeometry(2, 4, 8, 99, 100, torch.float32, torch.device("cpu"))
 SLOT_BYTES = 2 * 2 * 4 * 8 * 4 * (99 + 1 + 100)
