@@ -1,6 +1,6 @@
 """Correctness and speed on a CUDA device, in under eight minutes, into one JSON record.
 
-Stages, each to be chosen by `--stages a,b`: `equality` with generate() in eight architectures,
+Stages, each to be chosen by `--stages a,b`: `equality` with generate() in twelve architectures,
 `kernel` against dense attention, `decode` of an 8-billion model under CUDA graphs and `eager`
 without, `peers` (transformers' continuous batching), `prefix` cache, `later` (what is not built).
 The record is on disk after every row; rows that this machine cannot measure say why.

@@ -98,9 +98,11 @@ def compare_slots(machine: Machine, name: str) -> Values:
     machine.require()
     torch.set_float32_matmul_precision("highest")
     sequences = requests(24)
-    runner, scheduler = served(make_t5(name).to(machine.device))
+    model: Any = make_t5(name)
+    runner, scheduler = served(model.to(machine.device))
     num_moves = serve_all(runner, scheduler, sequences)
-    reference = make_t5(name).to(machine.device)
+    reference: Any = make_t5(name)
+    reference = reference.to(machine.device)
     for sequence in sequences:
         if found := difference(reference, sequence):
             raise Wrong(f"{name}, {found}")
