@@ -1,0 +1,90 @@
+"""The forward pass under torch.compile: two graphs, made before the first request, and no more.
+
+One is of a single token, the other of any number of them, prompts and decodes alike: torch treats
+the size 1 by itself. Attention and packed weights are operators that the compiler does not look
+into. CUDA graphs are ours (`cuda_graphs`), whatever the mode: torch's own stay off.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch._inductor as inductor
+from torch.nn.functional import pad
+
+from gpu_worker.batch import Batch, Span, over_fixed_inputs
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# So many tokens are compiled for at least: more than are kept, or the two would be taken for one.
+_FEWEST_TOKENS = 3
+_KEPT = 2
+
+
+class CompiledForward:
+    """Token ids and positions [1, T] and K kept tokens to logits [1, K, V]."""
+
+    def __init__(self, forward: Forward, mode: str) -> None:
+        options: dict[str, Any] = {
+            **inductor.list_mode_options(mode),
+            "triton.cudagraphs": False,
+            # Nothing changes a model while it serves, and looking after that takes time.
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+        }
+        self._run = torch.compile(_own(forward), fullgraph=True, options=options)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """The logits [N + S, V] of a batch that all who look at batches know of."""
+        num_kept = batch.kept.shape[0]
+        missing = min(batch.slots.shape[0], _KEPT) - num_kept
+        kept = pad(batch.kept, (0, missing)) if missing > 0 else batch.kept
+        return self._run(batch.token_ids, batch.positions, kept)[0, :num_kept]
+
+    def warm_up(self, begin: Callable[[Batch], None], padding: torch.Tensor, num_rows: int) -> bool:
+        """Compiles for all that will come; False, with one warning, where the model resists.
+
+        `padding`, [DECODE_FIELDS], is a row of nobody; `num_rows` is what large batches have.
+        """
+        try:
+            for num_tokens in (1, max(num_rows, _FEWEST_TOKENS)):
+                self._compile(begin, _batch_of(padding, num_tokens))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # all of torch's compiler's errors are
+            reason = str(error).strip().partition("\n")[0]
+            logger.warning("--torch-compile: serving uncompiled, as this model resists: %s", reason)
+            return False
+        return True
+
+    def _compile(self, begin: Callable[[Batch], None], batch: Batch) -> None:
+        num_tokens = batch.slots.shape[0]
+        sizes = "one token" if num_tokens == 1 else "any number of tokens"
+        logger.info("compiling the forward pass of %s", sizes)
+        start = time.monotonic()
+        begin(batch)
+        if num_tokens > 1:
+            for tensor in (batch.token_ids, batch.positions, batch.rope_lengths, batch.kept):
+                torch._dynamo.mark_dynamic(tensor, tensor.dim() - 1)
+        self(batch)
+        logger.info("compiled it in %.1f s", time.monotonic() - start)
+
+
+def _batch_of(padding: torch.Tensor, num_tokens: int) -> Batch:
+    """Decodes of nobody, on the scratch block, of which two are kept."""
+    batch = over_fixed_inputs(padding[:, None].repeat(1, num_tokens))
+    row = int(padding[4])
+    spans = [Span(row, n, n + 1, context_length=1, blocks=[0]) for n in range(num_tokens)]
+    return replace(batch, spans=tuple(spans), kept=batch.kept[:_KEPT].clone())
+
+
+def _own(forward: Any) -> Any:
+    """The function with code of its own, by which torch finds the graphs of one model."""
+    return FunctionType(
+        forward.__code__.replace(), forward.__globals__, closure=forward.__closure__
+    )
