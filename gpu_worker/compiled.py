@@ -7,13 +7,14 @@ into. CUDA graphs are ours (`cuda_graphs`), whatever the mode: torch's own stay 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
 import torch
 import torch._inductor as inductor
+from torch import nn
 from torch.nn.functional import pad
 
 from gpu_worker.batch import Batch, Span, over_fixed_inputs
@@ -27,16 +28,30 @@ _FEWEST_TOKENS = 3
 _KEPT = 2
 
 
+def _about_inputs(guards: Sequence[Any]) -> list[bool]:
+    """Which of torch's guards stay: a serving model never changes, and checking it takes time."""
+    return [
+        guard.guard_type == "SHAPE_ENV"
+        or (guard.guard_type == "TENSOR_MATCH" and not isinstance(guard.value, nn.Parameter))
+        for guard in guards
+    ]
+
+
+_OPTIONS = {
+    "triton.cudagraphs": False,
+    "guard_filter_fn": _about_inputs,
+    "size_asserts": False,  # checks of its own code, in every call
+    "alignment_asserts": False,
+    # What takes more operations than this is computed once for all who read it: RoPE's angles.
+    "realize_opcount_threshold": 8,
+}
+
+
 class CompiledForward:
     """Token ids and positions [1, T] and K kept tokens to logits [1, K, V]."""
 
     def __init__(self, forward: Forward, mode: str) -> None:
-        options: dict[str, Any] = {
-            **inductor.list_mode_options(mode),
-            "triton.cudagraphs": False,
-            # Nothing changes a model while it serves, and looking after that takes time.
-            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
-        }
+        options = {**inductor.list_mode_options(mode), **_OPTIONS}
         self._run = torch.compile(_own(forward), fullgraph=True, options=options)
 
     def __call__(self, batch: Batch) -> torch.Tensor:

@@ -109,6 +109,8 @@ def serve(model: PreTrainedModel, config: WorkerConfig) -> LoadedModel:
         model.config.model_type, model.dtype, _described(model.device), size.reason,
     )  # fmt: skip
     causal_lm = runner(size.num_blocks, size.max_model_len)
+    if config.torch_compile:
+        causal_lm.compile(config.torch_compile_mode)
     if use.device.type == "cuda" and config.cuda_graphs:
         causal_lm.capture(CudaGraphDevice())
     return LoadedModel(
