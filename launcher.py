@@ -121,7 +121,9 @@ class Launcher:
         write_private(path, wire.to_json(child))  # it holds the API keys
         process = subprocess.Popen(
             self._command(identity, path),
-            env=child_environment(identity.kind, os.environ),
+            env=child_environment(
+                identity.kind, os.environ, self._config.worker.cpu_kernels_directory
+            ),
             stdin=subprocess.DEVNULL,
             pass_fds=[self._listener.fileno()] if identity.kind == "frontend" else [],
         )

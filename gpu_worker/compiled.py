@@ -13,11 +13,11 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch._inductor as inductor
 from torch import nn
 from torch.nn.functional import pad
 
 from gpu_worker.batch import Batch, Span, over_fixed_inputs
+from shared.errors import EXIT_CONFIGURATION, FatalError
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,8 @@ _OPTIONS = {
 class CompiledForward:
     """Token ids and positions [1, T] and K kept tokens to logits [1, K, V]."""
 
-    def __init__(self, forward: Forward, mode: str) -> None:
-        options = {**inductor.list_mode_options(mode), **_OPTIONS}
-        self._run = torch.compile(_own(forward), fullgraph=True, options=options)
+    def __init__(self, forward: Forward, mode: str, device: torch.device) -> None:
+        self._run = torch.compile(_own(forward), fullgraph=True, options=options_of(mode, device))
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The logits [N + S, V] of a batch that all who look at batches know of."""
@@ -88,6 +87,38 @@ class CompiledForward:
                 torch._dynamo.mark_dynamic(tensor, tensor.dim() - 1)
         self(batch)
         logger.info("compiled it in %.1f s", time.monotonic() - start)
+
+
+def options_of(mode: str, device: torch.device) -> dict[str, Any]:
+    """What torch's compiler is told in a mode of `torch.compile`; on the CPU all are alike."""
+    from torch._inductor import list_mode_options  # noqa: PLC0415 — slow, and seldom needed
+
+    if device.type != "cpu":
+        return {**list_mode_options(mode), **_OPTIONS}
+    if mode.startswith("max-autotune"):
+        logger.info(
+            "--torch-compile-mode %s: the CPU has nothing to tune, all modes are alike", mode
+        )
+    return _OPTIONS
+
+
+def refuse_missing_tools(device: torch.device) -> None:
+    """FatalError where the device's code could not be made."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415 — as above
+    from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415
+    from torch.utils._triton import has_triton  # noqa: PLC0415
+
+    missing = ""
+    if device.type == "cpu":
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            missing = "a C++ compiler, and there is none: install g++"
+    elif not has_triton():
+        missing = "Triton, which does not work here: install the package triton"
+    if missing:
+        sentence = f"--torch-compile needs {missing}, or start without the flag"
+        raise FatalError(sentence, EXIT_CONFIGURATION)
 
 
 def _batch_of(padding: torch.Tensor, num_tokens: int) -> Batch:

@@ -29,6 +29,7 @@ from gpu_worker.checkpoint import (
     find_weights,
     refuse_misfits,
 )
+from gpu_worker.compiled import refuse_missing_tools
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.model_class import choose_class, is_stock
@@ -73,6 +74,8 @@ def load(config: WorkerConfig) -> LoadedModel:
     device = choose_device(config.accelerator_type)
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads or default_threads())
+    if config.torch_compile:
+        refuse_missing_tools(device)
     model_config = _load_config(config.model)
     refuse_contradiction(model_config, config.architecture_type, config.serving_type)
     refuse_unsupported(model_config)

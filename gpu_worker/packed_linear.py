@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 # Tokens of the step that oneDNN lays the weights out for. Other sizes read the same layout, so it
 # may not be 1: at 8 to 32 tokens that is slower than not packing at all.
 TYPICAL_TOKENS = 32
-# A call of oneDNN takes 12 µs longer than torch's own product, which smaller weights never win back.
-_SMALLEST_PACKED = 2**17  # numbers
+# In float32 a call of oneDNN takes 12 µs longer than torch's own product. Smaller weights never win
+# that back (docs/log.md).
+SMALLEST_PACKED = 2**17  # numbers
 _ONEDNN: Any = torch.ops.mkldnn  # what torch's own compiler calls; operators have no types
 
 
@@ -36,6 +37,10 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """[out, in], unpacked anew by whoever computes with it."""
+        return self.on_use()
+
+    def on_use(self) -> torch.Tensor:
+        """[out, in], whose numbers take no memory until somebody asks for them."""
         if torch.compiler.is_compiling():
             unpacked: torch.Tensor = _unpacked(
                 self._number, self.out_features, self.in_features, self._packed.dtype
@@ -76,7 +81,7 @@ class PackedConv1D(PackedLinear):
     @property
     def weight(self) -> torch.Tensor:
         """[in, out], unpacked anew by whoever computes with it."""
-        return super().weight.t()
+        return self.on_use().t()
 
 
 class UnpackedOnUse(torch.Tensor):
@@ -127,13 +132,15 @@ def _unpacked(layer: int, *_: Any) -> torch.Tensor:
     return weight
 
 
-def pack_linears(model: nn.Module) -> int:
-    """Packs the large linear layers of a model on the CPU and frees their plain weights.
+def pack_linears(model: nn.Module, smallest: int = SMALLEST_PACKED) -> int:
+    """Packs the linear layers of a model on the CPU that gain by it and frees their plain weights.
+
+    In float32 these are the ones whose weights have `smallest` numbers or more.
 
     Returns the bytes that are held twice: a head that is tied to the embedding is packed, and the
     embedding keeps the plain rows that it looks up.
     """
-    plain = {module for module in model.modules() if _is_packable(module)}
+    plain = {module for module in model.modules() if _is_packable(module, smallest)}
     kept = {
         parameter.data_ptr()
         for module in model.modules()
@@ -159,15 +166,15 @@ def pack_linears(model: nn.Module) -> int:
     return twice_bytes
 
 
-def _is_packable(module: nn.Module) -> bool:
-    """True for a large layer that is exactly what its class says, and that oneDNN packs."""
+def _is_packable(module: nn.Module, smallest: int) -> bool:
+    """True for a layer that is exactly what its class says, and that oneDNN packs with a gain."""
     if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
         return False
     if module._forward_hooks or module._forward_pre_hooks:
         return False
     weight = module.get_parameter("weight")
-    is_large = weight.numel() >= _SMALLEST_PACKED
-    return is_large and weight.device.type == "cpu" and _packs(weight.dtype)
+    gains = weight.dtype != torch.float32 or weight.numel() >= smallest
+    return gains and weight.device.type == "cpu" and _packs(weight.dtype)
 
 
 def _packs(dtype: torch.dtype) -> bool:

@@ -59,7 +59,7 @@ class CausalLM:
             ).logits
             return logits
 
-        compiled = CompiledForward(forward, mode)
+        compiled = CompiledForward(forward, mode, model.device)
         if compiled.warm_up(self._begin, self._padding, self._num_rows):
             self._compiled = compiled
 
