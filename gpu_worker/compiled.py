@@ -51,7 +51,9 @@ class CompiledForward:
     """Token ids and positions [1, T] and K kept tokens to logits [1, K, V]."""
 
     def __init__(self, forward: Forward, mode: str, device: torch.device) -> None:
-        self._run = torch.compile(_own(forward), fullgraph=True, options=options_of(mode, device))
+        self._run: Forward = torch.compile(
+            _own(forward), fullgraph=True, options=options_of(mode, device)
+        )
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The logits [N + S, V] of a batch that all who look at batches know of."""

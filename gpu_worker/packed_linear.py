@@ -68,7 +68,8 @@ class PackedLinear(nn.Module):
 
     def unpack(self) -> torch.Tensor:
         """[out, in] anew."""
-        return self._packed.to_dense()
+        weight: torch.Tensor = self._packed.to_dense()
+        return weight
 
 
 class PackedConv1D(PackedLinear):

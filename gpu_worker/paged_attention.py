@@ -71,7 +71,8 @@ def _attend(
     *limits: Any,
 ) -> torch.Tensor:
     """One layer's attention, as compiled code calls it."""
-    rules = AttentionRules(*limits, sinks=sinks)
+    scaling, window, chunk, softcap = limits
+    rules = AttentionRules(scaling, window, chunk, softcap, sinks)
     output: torch.Tensor = numbered(backend).attend(layer, query, key, value, rules)
     return output
 

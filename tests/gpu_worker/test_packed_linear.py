@@ -148,7 +148,8 @@ def test_compiled_code_calls_the_layer_and_may_read_its_weight(kind: type[Packed
     layer = kind(torch.randn(40, 24), None)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return layer(x.to(layer.weight.dtype)) + layer.weight.sum()
+        output: torch.Tensor = layer(x.to(layer.weight.dtype)) + layer.weight.sum()
+        return output
 
     x = torch.randn(2, layer.in_features)
     compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
