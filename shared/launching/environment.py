@@ -42,9 +42,7 @@ def child_environment(
         child.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         # Or transformers asks a service on the Hub to convert what --allow-pickle-weights loads.
         child.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
-        with suppress(
-            RuntimeError
-        ):  # a user without a home directory: torch has a place of its own
+        with suppress(RuntimeError):  # without a home directory torch takes a place of its own
             cache = Path(cache_directory or CACHE_DIRECTORY).expanduser()
             child.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torch-compile"))
     else:
