@@ -29,7 +29,7 @@ from shared.config import Identity, ServerConfig
 from shared.errors import EXIT_CONFIGURATION, EXIT_FAILED, ErrorCode, FatalError
 from shared.launching import flags, preflight
 from shared.launching.children import Child, start_child, wait_or_kill
-from shared.launching.environment import usable_environment
+from shared.launching.environment import child_environment, usable_environment
 from shared.launching.listener import is_open_to_others, open_listener
 from shared.launching.run_directory import PROGRAM, open_run_directory, remove_leftovers
 from shared.launching.service_manager import ServiceManager
@@ -121,7 +121,9 @@ class Launcher:
             self._room_configs[identity.kind],
             self._config.launcher,
             program=self._program(identity.kind),
-            environ=os.environ,
+            environ=child_environment(
+                identity.kind, os.environ, self._config.worker.cpu_kernels_directory
+            ),
             pass_fds=[self._listener.fileno()] if identity.kind == "frontend" else [],
         )
         self._poll.register(child.pidfd, select.POLLIN)

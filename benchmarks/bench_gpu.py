@@ -1,8 +1,9 @@
-"""Correctness and speed on a CUDA device, in under eight minutes, into one JSON record.
+"""Correctness and speed on a CUDA device, in about ten minutes, into one JSON record.
 
 Stages, each to be chosen by `--stages a,b`: `equality` with generate() in twelve architectures,
 `kernel` against dense attention, `decode` of an 8-billion model under CUDA graphs and `eager`
-without, `peers` (transformers' continuous batching), `prefix` cache, `later` (what is not built).
+without, `compiled` by torch.compile, `peers` (transformers' continuous batching), `prefix` cache,
+`later` (what is not built).
 The record is on disk after every row; rows that this machine cannot measure say why.
 
     python -m benchmarks.bench_gpu
@@ -35,6 +36,7 @@ def stages(machine: Machine) -> list[Stage]:
         kernel.stage(machine),
         decode.stage(machine, cuda_graphs=True),
         decode.stage(machine, cuda_graphs=False),
+        decode.compiled_stage(machine),
         peers.stage(machine),
         prefix.stage(machine),
         Stage("later", 1.0, _later_rows),

@@ -60,6 +60,7 @@ class Engine:
         max_tokens_per_step: int,
         prefix_caching: bool = False,
         cuda_graphs: bool = True,
+        torch_compile: bool = False,
     ) -> None:
         settings = WorkerConfig(
             model=ModelConfig("benchmark", max_model_len),
@@ -67,6 +68,7 @@ class Engine:
             max_num_batched_tokens=max_tokens_per_step,
             prefix_caching=prefix_caching,
             cuda_graphs=cuda_graphs,
+            torch_compile=torch_compile,
         )
         self._loaded = serve(model, settings)
         self.scheduler = Scheduler(

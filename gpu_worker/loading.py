@@ -29,6 +29,7 @@ from gpu_worker.checkpoint import (
     find_weights,
     refuse_misfits,
 )
+from gpu_worker.compiled import refuse_missing_tools
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families import t5
 from gpu_worker.families.causal_lm import CausalLM
@@ -69,6 +70,8 @@ def load(config: WorkerConfig, report: Callable[[str], None] = _say_nothing) -> 
     device = choose_device(config.accelerator_type)
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads or default_threads())
+    if config.torch_compile:
+        refuse_missing_tools(device)
     model_config = _load_config(config.model)
     refuse_contradiction(model_config, config.architecture_type, config.serving_type)
     refuse_unsupported(model_config)
@@ -113,6 +116,8 @@ def serve(
         model.config.model_type, model.dtype, _described(model.device), size.reason,
     )  # fmt: skip
     causal_lm = runner(size.num_blocks, size.max_model_len)
+    if config.torch_compile:
+        causal_lm.compile(config.torch_compile_mode)
     if use.device.type == "cuda" and config.cuda_graphs:
         report("capturing CUDA graphs")
         causal_lm.capture(CudaGraphDevice())

@@ -11,11 +11,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from transformers.pytorch_utils import Conv1D
 
+from gpu_worker.opaque import number_of, numbered, operator
+
 logger = logging.getLogger(__name__)
 
 # Tokens of the step that oneDNN lays the weights out for. Other sizes read the same layout, so it
 # may not be 1: at 8 to 32 tokens that is slower than not packing at all.
 TYPICAL_TOKENS = 32
+# In float32 a call of oneDNN takes 12 µs longer than torch's own product. Smaller weights never win
+# that back (docs/log.md).
+SMALLEST_PACKED = 2**17  # numbers
 _ONEDNN: Any = torch.ops.mkldnn  # what torch's own compiler calls; operators have no types
 
 
@@ -27,10 +32,20 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self._packed = _ONEDNN._reorder_linear_weight(weight.contiguous(), TYPICAL_TOKENS)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self._number = number_of(self)
 
     @property
     def weight(self) -> torch.Tensor:
         """[out, in], unpacked anew by whoever computes with it."""
+        return self.on_use()
+
+    def on_use(self) -> torch.Tensor:
+        """[out, in], whose numbers take no memory until somebody asks for them."""
+        if torch.compiler.is_compiling():
+            unpacked: torch.Tensor = _unpacked(
+                self._number, self.out_features, self.in_features, self._packed.dtype
+            )
+            return unpacked
         return UnpackedOnUse(self._packed)
 
     @property
@@ -41,8 +56,20 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, in] -> […, out]."""
+        if torch.compiler.is_compiling():
+            output: torch.Tensor = _linear(x, self._number, self.out_features)
+            return output
+        return self.compute(x)
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, for the operator that stands for it in compiled code."""
         output: torch.Tensor = _ONEDNN._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return output
+
+    def unpack(self) -> torch.Tensor:
+        """[out, in] anew."""
+        weight: torch.Tensor = self._packed.to_dense()
+        return weight
 
 
 class PackedConv1D(PackedLinear):
@@ -55,7 +82,7 @@ class PackedConv1D(PackedLinear):
     @property
     def weight(self) -> torch.Tensor:
         """[in, out], unpacked anew by whoever computes with it."""
-        return super().weight.t()
+        return self.on_use().t()
 
 
 class UnpackedOnUse(torch.Tensor):
@@ -84,13 +111,37 @@ class UnpackedOnUse(torch.Tensor):
         return func(*args, **kwargs)
 
 
-def pack_linears(model: nn.Module) -> int:
-    """Packs every linear layer of a model on the CPU and frees its plain weight.
+def _output(x: torch.Tensor, _: int, out_features: int) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@operator("packed_linear(Tensor x, int layer, int out_features) -> Tensor", _output)
+def _linear(x: torch.Tensor, layer: int, _: int) -> torch.Tensor:
+    output: torch.Tensor = numbered(layer).compute(x)
+    return output
+
+
+def _weight(_: int, out_features: int, in_features: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(out_features, in_features, dtype=dtype)
+
+
+@operator(
+    "unpacked(int layer, int out_features, int in_features, ScalarType dtype) -> Tensor", _weight
+)
+def _unpacked(layer: int, *_: Any) -> torch.Tensor:
+    weight: torch.Tensor = numbered(layer).unpack()
+    return weight
+
+
+def pack_linears(model: nn.Module, smallest: int = SMALLEST_PACKED) -> int:
+    """Packs the linear layers of a model on the CPU that gain by it and frees their plain weights.
+
+    In float32 these are the ones whose weights have `smallest` numbers or more.
 
     Returns the bytes that are held twice: a head that is tied to the embedding is packed, and the
     embedding keeps the plain rows that it looks up.
     """
-    plain = {module for module in model.modules() if _is_packable(module)}
+    plain = {module for module in model.modules() if _is_packable(module, smallest)}
     kept = {
         parameter.data_ptr()
         for module in model.modules()
@@ -116,14 +167,15 @@ def pack_linears(model: nn.Module) -> int:
     return twice_bytes
 
 
-def _is_packable(module: nn.Module) -> bool:
-    """True for a layer that is exactly what its class says, in a precision that oneDNN packs."""
+def _is_packable(module: nn.Module, smallest: int) -> bool:
+    """True for a layer that is exactly what its class says, and that oneDNN packs with a gain."""
     if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
         return False
     if module._forward_hooks or module._forward_pre_hooks:
         return False
     weight = module.get_parameter("weight")
-    return weight.device.type == "cpu" and _packs(weight.dtype)
+    gains = weight.dtype != torch.float32 or weight.numel() >= smallest
+    return gains and weight.device.type == "cpu" and _packs(weight.dtype)
 
 
 def _packs(dtype: torch.dtype) -> bool:

@@ -11,6 +11,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from gpu_worker.attention.backend import AttentionBackend, AttentionRules
+from gpu_worker.opaque import number_of, numbered, operator
 
 ATTENTION = "paged"
 
@@ -39,19 +40,50 @@ def paged_attention(
         softcap=softcap or None,
         sinks=s_aux,
     )
-    if backend is None:
-        backend = cast("AttentionBackend", module.paged_backend)
     temperature: Any = getattr(module, "row_temperature", None)  # see `rope.SequenceAngles`
     if temperature is not None:
         query = temperature(query)
+    if torch.compiler.is_compiling():
+        number = cast("int", module.paged_backend_number)
+        limits = (rules.scaling, rules.window, rules.chunk, rules.softcap)
+        return _attend(query, key, value, rules.sinks, number, layer, *limits), None
+    if backend is None:
+        backend = cast("AttentionBackend", module.paged_backend)
     return backend.attend(layer, query, key, value, rules), None
+
+
+def _output(query: torch.Tensor, _: torch.Tensor, value: torch.Tensor, *__: Any) -> torch.Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+@operator(
+    "attend(Tensor query, Tensor key, Tensor value, Tensor? sinks, int backend, int layer, "
+    "float scaling, int? window, int? chunk, float? softcap) -> Tensor",
+    _output,
+)
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    backend: int,
+    layer: int,
+    *limits: Any,
+) -> torch.Tensor:
+    """One layer's attention, as compiled code calls it."""
+    scaling, window, chunk, softcap = limits
+    rules = AttentionRules(scaling, window, chunk, softcap, sinks)
+    output: torch.Tensor = numbered(backend).attend(layer, query, key, value, rules)
+    return output
 
 
 def bind(model: PreTrainedModel, backend: AttentionBackend) -> None:
     """Lets a model attend through this backend, also where keyword arguments do not arrive."""
+    number = number_of(backend)
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             cast("Any", module).paged_backend = backend
+            cast("Any", module).paged_backend_number = number
 
 
 def unbind(model: PreTrainedModel) -> None:

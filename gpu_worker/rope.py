@@ -127,9 +127,10 @@ class SequenceAngles:
 
 
 def _per_token(frequencies: _Frequencies, lengths: torch.Tensor) -> torch.Tensor:
-    """[T, D/2], or [D/2] where a glance at the lengths costs no wait for a GPU."""
+    """[T, D/2], or [D/2] where a glance at the lengths is allowed and waits for no GPU."""
     original = frequencies.original
-    if lengths.device.type == "cpu" and int(lengths.max()) <= frequencies.threshold:
+    can_look = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+    if can_look and int(lengths.max()) <= frequencies.threshold:
         return original
     column = lengths[:, None]
     return torch.where(column > frequencies.threshold, frequencies.beyond(column), original)

@@ -261,10 +261,13 @@ class WorkerConfig:
         unset="nothing",
     )
     hqq: bool = flag(False, "int4 weights; not built yet: refused")
-    torch_compile: bool = flag(False, "compile the forward pass; not built yet: refused")
+    torch_compile: bool = flag(
+        False,
+        "compile the forward pass by torch.compile before the first request; minutes at first",
+    )
     torch_compile_mode: str = flag(
         "reduce-overhead",
-        "mode of --torch-compile",
+        "mode of --torch-compile; in each, CUDA graphs are --cuda-graphs; on the CPU all are alike",
         choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     )
     continuous_batching_batch_size: int = flag(20, "most sequences in one step", at_least=1)
@@ -306,7 +309,7 @@ class WorkerConfig:
     )
     cpu_kernels_directory: str = flag(
         "",
-        "where compiled CPU kernels are kept",
+        "where compiled CPU kernels are kept, and beside them what --torch-compile made",
         env=("CPU_KERNELS_DIRECTORY", "CACHE_DIRECTORY"),
         unset="~/.cache/transformers-openai-api",
     )

@@ -94,7 +94,6 @@ def test_the_configuration_is_printed_with_its_origins(tmp_path: Path) -> None:
     [
         (["--hqq"], {}, "--hqq is not built"),
         ([], {"HQQ": "TRUE"}, "--hqq is not built"),
-        (["--torch-compile"], {}, "--torch-compile is not built"),
     ],
 )
 def test_what_is_not_built_is_refused_at_once(

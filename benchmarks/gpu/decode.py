@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from transformers import PreTrainedModel
 
 from benchmarks.engine import Engine, random_prompt
+from benchmarks.gpu import equality
 from benchmarks.gpu.machine import Machine, kv_bytes_per_token, weight_bytes
 from benchmarks.gpu.record import Row, Stage, Unavailable, Values
 from gpu_worker.paged_attention import ATTENTION
@@ -27,8 +28,18 @@ def stage(machine: Machine, *, cuda_graphs: bool) -> Stage:
     return Stage(name, 120.0, partial(_rows, machine, cuda_graphs))
 
 
-def _rows(machine: Machine, cuda_graphs: bool) -> Sequence[Row]:
-    run = _Run(machine, cuda_graphs=cuda_graphs)
+def compiled_stage(machine: Machine) -> Stage:
+    """The same under torch.compile and CUDA graphs, once compiled answers are the right ones."""
+    return Stage("compiled", 300.0, partial(_compiled_rows, machine))
+
+
+def _compiled_rows(machine: Machine) -> Sequence[Row]:
+    compare = partial(equality.compare, machine, "llama", torch_compile=True)
+    return [Row("equality, llama", compare), *_rows(machine, cuda_graphs=True, torch_compile=True)]
+
+
+def _rows(machine: Machine, cuda_graphs: bool, torch_compile: bool = False) -> Sequence[Row]:
+    run = _Run(machine, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
     decodes = [Row(f"batch {size}", partial(run.decode, size)) for size in run.batch_sizes]
     return [Row("prefill", run.prefill), *decodes]
 
@@ -36,9 +47,10 @@ def _rows(machine: Machine, cuda_graphs: bool) -> Sequence[Row]:
 class _Run:
     """One engine whose sequences all decode; the batch only ever shrinks."""
 
-    def __init__(self, machine: Machine, *, cuda_graphs: bool) -> None:
+    def __init__(self, machine: Machine, *, cuda_graphs: bool, torch_compile: bool) -> None:
         self._machine = machine
         self._cuda_graphs = cuda_graphs
+        self._torch_compile = torch_compile
         self.batch_sizes = (4, 2, 1) if machine.is_rehearsal else (256, 64, 8, 1)
         self._prompt_tokens = 40 if machine.is_rehearsal else 1000
         self._tokens_per_step = 64 if machine.is_rehearsal else 8192
@@ -106,6 +118,7 @@ class _Run:
             max_model_len=self._prompt_tokens + MAX_TOKENS,
             max_tokens_per_step=self._tokens_per_step,
             cuda_graphs=self._cuda_graphs,
+            torch_compile=self._torch_compile,
         )
         engine.add("warm", random_prompt(-1, self._prompt_tokens, 100), 3)
         engine.run()

@@ -73,7 +73,7 @@ def _rows(machine: Machine) -> Sequence[Row]:
     return [*decoders, *others]
 
 
-def compare(machine: Machine, name: str) -> Values:
+def compare(machine: Machine, name: str, *, torch_compile: bool = False) -> Values:
     """Serves eight requests and compares each answer; raises Wrong at the first difference."""
     machine.require()
     torch.set_float32_matmul_precision("highest")
@@ -85,7 +85,7 @@ def compare(machine: Machine, name: str) -> Values:
     model = model.to(machine.device)
     vocab_size = model.config.vocab_size
     prompts = [random_prompt(n, length, vocab_size) for n, length in enumerate(PROMPT_LENGTHS)]
-    answers = _serve(model, prompts)
+    answers = _serve(model, prompts, torch_compile=torch_compile)
     same = [
         _num_equal(model, prompt, answer, f"{name}, prompt of {len(prompt)} tokens")
         for prompt, answer in zip(prompts, answers, strict=True)
@@ -109,12 +109,18 @@ def compare_slots(machine: Machine, name: str) -> Values:
     return {"equal_answers": len(sequences), "moves": num_moves}
 
 
-def _serve(model: PreTrainedModel, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+def _serve(
+    model: PreTrainedModel, prompts: list[tuple[int, ...]], *, torch_compile: bool
+) -> list[list[int]]:
     """The answers; a request arrives with every step while the others run."""
     served = copy.deepcopy(model)
     served.set_attn_implementation(ATTENTION)
     engine = Engine(
-        served, num_rows=NUM_ROWS, max_model_len=200, max_tokens_per_step=TOKENS_PER_STEP
+        served,
+        num_rows=NUM_ROWS,
+        max_model_len=200,
+        max_tokens_per_step=TOKENS_PER_STEP,
+        torch_compile=torch_compile,
     )
     for number, prompt in enumerate(prompts):
         engine.add(str(number), prompt, ANSWER_TOKENS)

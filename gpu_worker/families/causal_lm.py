@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from gpu_worker.architectures import text_config
 from gpu_worker.attention.backend import AttentionBackend
 from gpu_worker.batch import Batch, Rows, prepare
+from gpu_worker.compiled import CompiledForward
 from gpu_worker.cuda_graphs import DecodeGraphs, GraphDevice, padding_row
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.logprobs import Computed, Scorer, Scores, prompt_tiles, read
@@ -35,10 +36,32 @@ class CausalLM:
         bind(model, backend)
         self._rows = Rows(num_rows)
         self._num_rows = num_rows
+        self._compiled: CompiledForward | None = None
         self._graphs: DecodeGraphs | None = None
         self._vocab_size: int = text_config(model.config).vocab_size
+        self._padding = padding_row(num_rows, model.device)
         self._sampler = Sampler(num_rows, self._vocab_size, model.device)
         self._scorer = Scorer(self._vocab_size, model.device)
+
+    @torch.inference_mode()
+    def compile(self, mode: str) -> None:
+        """From now on computes by compiled graphs, if the model can be compiled; before `capture`.
+
+        The mode is one of torch.compile's.
+        """
+        model = self._model
+
+        def forward(
+            token_ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor
+        ) -> torch.Tensor:
+            logits: torch.Tensor = model(
+                input_ids=token_ids, position_ids=positions, use_cache=False, logits_to_keep=kept
+            ).logits
+            return logits
+
+        compiled = CompiledForward(forward, mode, model.device)
+        if compiled.warm_up(self._begin, self._padding, self._num_rows):
+            self._compiled = compiled
 
     @torch.inference_mode()
     def capture(self, device: GraphDevice) -> None:
@@ -47,8 +70,9 @@ class CausalLM:
         For a backend that reads block tables and lengths from the device, with one row more than
         ours for padding.
         """
-        padding = padding_row(self._num_rows, self._model.device)
-        graphs = DecodeGraphs(self._forward, device, max_batch_size=self._num_rows, padding=padding)
+        graphs = DecodeGraphs(
+            self._forward, device, max_batch_size=self._num_rows, padding=self._padding
+        )
         graphs.capture()
         self._graphs = graphs
 
@@ -83,9 +107,14 @@ class CausalLM:
         self.backend.begin(batch)
         return self._graphs.run(batch)
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    def _begin(self, batch: Batch) -> None:
         self.backend.begin(batch)
         self._angles.begin(batch)
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        self._begin(batch)
+        if self._compiled is not None:
+            return self._compiled(batch)
         logits: torch.Tensor = self._model(
             input_ids=batch.token_ids,
             position_ids=batch.positions,

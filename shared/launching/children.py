@@ -15,7 +15,6 @@ from typing import Any
 
 from shared import wire
 from shared.config import Identity, LauncherConfig
-from shared.launching.environment import child_environment
 from shared.launching.run_directory import write_private
 from shared.parts import ModelFacts, Peer
 from shared.process import ChildProcess, last_words_path
@@ -105,7 +104,7 @@ def start_child(
     write_private(path, wire.to_json(settings))  # it holds the API keys
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", program, str(path)],
-        env=child_environment(identity.kind, environ),
+        env=environ,
         stdin=subprocess.DEVNULL,
         pass_fds=tuple(pass_fds),
     )

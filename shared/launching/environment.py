@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from shared.launching.listener import is_own_address
@@ -11,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # millisecond. Sleeping at once doubles a step's time on two threads; torch's own default, far
 # longer, keeps cores from the other rooms. See docs/log.md.
 SPIN_COUNT = "20000"
+CACHE_DIRECTORY = "~/.cache/transformers-openai-api"  # as the worker's own CPU kernels have it
 
 
 def usable_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -24,8 +26,13 @@ def usable_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return usable
 
 
-def child_environment(kind: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """The launcher's own, with this project first on the path and no thread pool left spinning."""
+def child_environment(
+    kind: str, environ: Mapping[str, str], cache_directory: str = ""
+) -> dict[str, str]:
+    """The launcher's own, with this project first on the path and no thread pool left spinning.
+
+    What torch.compile makes is kept in a folder of the cache, from start to start.
+    """
     child = dict(environ)
     child["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environ.get("PYTHONPATH")])])
     child["TOKENIZERS_PARALLELISM"] = "false"
@@ -35,6 +42,9 @@ def child_environment(kind: str, environ: Mapping[str, str]) -> dict[str, str]:
         child.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         # Or transformers asks a service on the Hub to convert what --allow-pickle-weights loads.
         child.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
+        with suppress(RuntimeError):  # without a home directory torch takes a place of its own
+            cache = Path(cache_directory or CACHE_DIRECTORY).expanduser()
+            child.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torch-compile"))
     else:
         child["OMP_NUM_THREADS"] = "1"
     return child

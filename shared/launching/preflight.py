@@ -19,10 +19,8 @@ def check(config: ServerConfig) -> None:
 
 
 def _refuse_what_is_not_built(config: ServerConfig) -> None:
-    switches = {"--hqq": config.worker.hqq, "--torch-compile": config.worker.torch_compile}
-    for flag, is_on in switches.items():
-        if is_on:
-            raise _refusal(f"{flag} is not built in this version: start without it")
+    if config.worker.hqq:
+        raise _refusal("--hqq is not built in this version: start without it")
 
 
 def _check_model(model: ModelConfig) -> None:

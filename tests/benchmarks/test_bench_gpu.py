@@ -66,7 +66,7 @@ def test_without_a_gpu_every_row_says_why_it_is_skipped(
     assert bench_gpu.main(["--output", str(tmp_path)]) == 0
     record = recorded(tmp_path)
     assert {row["stage"] for row in record["rows"]} == {
-        "equality", "kernel", "decode", "eager", "peers", "prefix", "later",
+        "equality", "kernel", "decode", "eager", "compiled", "peers", "prefix", "later",
     }  # fmt: skip
     reasons = {row["skipped"] for row in record["rows"] if row["stage"] != "later"}
     assert reasons == {"no CUDA device"}
@@ -189,8 +189,10 @@ def test_answers_of_a_small_model_are_compared_token_by_token() -> None:
 def test_a_single_other_token_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = equality._serve
 
-    def serve_wrongly(model: Any, prompts: list[tuple[int, ...]]) -> list[list[int]]:
-        answers = serve(model, prompts)
+    def serve_wrongly(
+        model: Any, prompts: list[tuple[int, ...]], **settings: Any
+    ) -> list[list[int]]:
+        answers = serve(model, prompts, **settings)
         answers[3][5] += 1
         return answers
 

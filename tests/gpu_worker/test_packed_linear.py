@@ -43,7 +43,7 @@ def test_inputs_may_have_any_strides_and_number_of_dimensions() -> None:
 def test_bfloat16_layers_are_packed_where_the_processor_can() -> None:
     model = nn.Sequential(nn.Linear(64, 96)).to(torch.bfloat16)
     plain = copy.deepcopy(model)
-    pack_linears(model)
+    pack_linears(model, smallest=0)
     can = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert isinstance(model[0], PackedLinear if can else nn.Linear)
     x = torch.randn(3, 64).bfloat16()
@@ -51,10 +51,16 @@ def test_bfloat16_layers_are_packed_where_the_processor_can() -> None:
         torch.testing.assert_close(model(x), plain(x), rtol=2e-2, atol=2e-2)
 
 
+def test_in_float32_only_large_layers_are_packed() -> None:
+    model = nn.Sequential(nn.Linear(256, 511), nn.Linear(512, 256))
+    pack_linears(model)
+    assert [type(layer) for layer in model] == [nn.Linear, PackedLinear]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_other_precisions_stay_plain(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(8, 8)).to(dtype)
-    assert pack_linears(model) == 0
+    assert pack_linears(model, smallest=0) == 0
     assert type(model[0]) is nn.Linear
 
 
@@ -62,7 +68,7 @@ def test_other_precisions_stay_plain(dtype: torch.dtype) -> None:
 def test_a_packed_model_equals_the_plain_one(model_type: str) -> None:
     model = make_model(model_type)
     plain = copy.deepcopy(model)
-    pack_linears(model)
+    pack_linears(model, smallest=0)
     assert not [m for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
     token_ids = torch.randint(3, 190, (2, 17))
     with torch.inference_mode():
@@ -77,17 +83,17 @@ def test_a_tied_head_is_packed_and_what_is_held_twice_is_reported(
     model = make_model("llama", tie_word_embeddings=True)
     embedding = model.get_input_embeddings().get_parameter("weight")
     with caplog.at_level(logging.INFO):
-        twice_bytes = pack_linears(model)
+        twice_bytes = pack_linears(model, smallest=0)
     assert twice_bytes >= embedding.nbytes
     assert f"{twice_bytes / 2**20:.1f} MiB held twice" in caplog.text
     assert torch.equal(model.get_output_embeddings().weight, embedding)
-    assert pack_linears(make_model("llama")) == 0
+    assert pack_linears(make_model("llama"), smallest=0) == 0
 
 
 def test_the_plain_weight_is_freed() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     weight = weakref.ref(model[0].weight)
-    pack_linears(model)
+    pack_linears(model, smallest=0)
     gc.collect()
     assert weight() is None
 
@@ -95,7 +101,7 @@ def test_the_plain_weight_is_freed() -> None:
 def test_a_layer_that_is_used_twice_is_packed_once() -> None:
     layer = nn.Linear(8, 8)
     model = nn.ModuleDict({"first": layer, "later": nn.Sequential(layer)})
-    pack_linears(model)
+    pack_linears(model, smallest=0)
     assert isinstance(model["first"], PackedLinear)
     assert list(model["later"].children()) == [model["first"]]
 
@@ -132,5 +138,19 @@ def test_layers_that_do_more_than_their_class_says_stay_plain() -> None:
     hooked = nn.Linear(8, 8)
     hooked.register_forward_hook(lambda _, __, output: output + 1)
     model = nn.Sequential(_Doubling(8, 8), hooked, nn.Linear(8, 8))
-    pack_linears(model)
+    pack_linears(model, smallest=0)
     assert [type(m) for m in model] == [_Doubling, nn.Linear, PackedLinear]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", [PackedLinear, PackedConv1D])
+def test_compiled_code_calls_the_layer_and_may_read_its_weight(kind: type[PackedLinear]) -> None:
+    layer = kind(torch.randn(40, 24), None)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = layer(x.to(layer.weight.dtype)) + layer.weight.sum()
+        return output
+
+    x = torch.randn(2, layer.in_features)
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), forward(x))

@@ -35,3 +35,13 @@ def test_weights_are_never_sent_for_conversion_unless_asked() -> None:
     assert child_environment("worker", {})["DISABLE_SAFETENSORS_CONVERSION"] == "true"
     asked = {"DISABLE_SAFETENSORS_CONVERSION": "false"}
     assert child_environment("worker", asked)["DISABLE_SAFETENSORS_CONVERSION"] == "false"
+
+
+def test_what_torch_compiles_is_kept_beside_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv("HOME", "/home/somebody")
+    usual = child_environment("worker", {})[name]
+    assert usual == "/home/somebody/.cache/transformers-openai-api/torch-compile"
+    assert child_environment("worker", {}, "/kernels")[name] == "/kernels/torch-compile"
+    assert child_environment("worker", {name: "/own"}, "/kernels")[name] == "/own"
+    assert name not in child_environment("frontend", {}, "/kernels")
