@@ -81,7 +81,8 @@ def _waiting_is_an_error() -> Iterator[None]:
 class _Graph:
     """The forward pass of one batch size."""
 
-    inputs: torch.Tensor  # [DECODE_FIELDS, size] int64
+    batch: Batch  # whose tensors it reads, and which must therefore live as long
+    inputs: torch.Tensor  # [DECODE_FIELDS, size] int64, of these
     replay: Callable[[], torch.Tensor]  # [size, V]
     num_filled: int  # the inputs after these are padding
 
@@ -140,7 +141,8 @@ class DecodeGraphs:
     def _captured(self, size: int, logits: torch.Tensor) -> _Graph:
         batch = self._batch(size)
         replay = self._device.capture(lambda: logits.copy_(self._forward(batch)))
-        return _Graph(batch.packed.view(DECODE_FIELDS, size), replay, num_filled=0)
+        inputs = batch.packed.view(DECODE_FIELDS, size)
+        return _Graph(batch, inputs, replay, num_filled=0)
 
     def _batch(self, size: int) -> Batch:
         """A batch of padding over inputs of its own."""
