@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from frontend import responses
+from frontend.direct_body import DIRECT_BODY, DirectBody
 from shared.errors import BadRequest, ErrorCode, RequestError
 
 MAX_HEADER_BYTES = 16 * 1024  # of the request line and all header lines
@@ -39,6 +40,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Gives the first request its time."""
         super().connection_made(transport)
+        self._direct_body = DirectBody(transport, self.flow)
         self._expect_end_within(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,6 +66,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self.scope[DIRECT_BODY] = self._direct_body  # type: ignore[literal-required]
         self._num_header_bytes = self._num_pending_bytes = 0
         self._expect_end_within(HEADER_SECONDS)
 

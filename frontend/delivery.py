@@ -3,20 +3,23 @@
 Litestar cancels no handler when the client leaves, and a stream stuck in `send` never reaches its
 generator's `finally`. So the response is an ASGI callable of our own: it watches `receive`, limits
 each `send`, and holds the request in a `with` block. Nothing is sent before the prompt is accepted,
-so that every earlier failure is a real HTTP status.
+so that every earlier failure is a real HTTP status. A stream's text is written as it comes; its
+task wakes for the end, for silence, and while the client is slower than the model.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from litestar.types import Receive, Scope, Send
 
 from frontend import responses, stream
+from frontend.direct_body import DIRECT_BODY, DirectBody
 from frontend.engine_client import EngineClient
-from frontend.events import Accepted, Failed, Finished, PromptRead, TextAdded
+from frontend.events import Accepted, Event, Failed, Finished, PromptRead, TextAdded
 from frontend.generation import Generation
 from frontend.pulse import Pulse, WriteStalledError
 from frontend.responses import Head
@@ -50,33 +53,36 @@ class Delivery:
         with self._engine.submit(self._wanted, caller_id) as generation:
             head = Head(generation.request_id, int(time.time()), self._model)
             answer = self._stream if self._framing.stream else self._answer_whole
+            direct_body: DirectBody = cast("dict[str, Any]", scope)[DIRECT_BODY]
+            pulse = Pulse(send, direct_body, on_silence=generation.nudge)
             try:
-                await run_until_gone(answer(generation, head, send), receive)
+                await run_until_gone(answer(generation, head, pulse), receive)
             except WriteStalledError:
                 logger.info("%s: the client stopped reading", generation.request_id)
 
-    async def _stream(self, generation: Generation, head: Head, send: Send) -> None:
+    async def _stream(self, generation: Generation, head: Head, pulse: Pulse) -> None:
         accepted = await generation.accepted()
         include_usage = self._framing.include_usage
         chunks = AnswerStream(head, self._shape(accepted), accepted, include_usage=include_usage)
-        with Pulse(send, on_silence=generation.nudge) as pulse:
+        with pulse:
             await _start(pulse, self._headers(_STREAM_HEADERS))
             if opening := chunks.opening():
                 await _write(pulse, opening, is_last=False)
+            generation.offer_to(partial(_write_directly, pulse, chunks))
             while not chunks.is_over:
                 events = await generation.next_events()
                 data = chunks.encode(events) if events else stream.KEEP_ALIVE
                 if data:
                     await _write(pulse, data, is_last=chunks.is_over)
 
-    async def _answer_whole(self, generation: Generation, head: Head, send: Send) -> None:
+    async def _answer_whole(self, generation: Generation, head: Head, pulse: Pulse) -> None:
         accepted = await generation.accepted()
         shape = self._shape(accepted)
         answers = [Answer() for _ in range(self._wanted.total_choices)]
         finished = await _collect(generation, shape, answers)
         body = responses.whole(head, shape, accepted, answers, finished)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        with Pulse(send, on_silence=_nothing) as pulse:
+        with pulse:
             await _start(pulse, self._headers(headers))
             await _write(pulse, body, is_last=True)
 
@@ -133,6 +139,15 @@ async def _collect(generation: Generation, shape: Shape, answers: list[Answer]) 
                     raise RuntimeError(f"{generation.request_id}: unexpected {event}")
 
 
+def _write_directly(pulse: Pulse, chunks: AnswerStream, events: list[Event]) -> bool:
+    """Writes text that the client takes at once; an end, and whatever must wait, is for a task."""
+    if not isinstance(events[-1], TextAdded) or not pulse.takes_more:
+        return False
+    if data := chunks.encode(events):
+        pulse.write(data)
+    return True
+
+
 async def _start(pulse: Pulse, headers: Mapping[str, str]) -> None:
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await pulse.send({"type": "http.response.start", "status": 200, "headers": encoded})
@@ -140,7 +155,3 @@ async def _start(pulse: Pulse, headers: Mapping[str, str]) -> None:
 
 async def _write(pulse: Pulse, data: bytes, *, is_last: bool) -> None:
     await pulse.send({"type": "http.response.body", "body": data, "more_body": not is_last})
-
-
-def _nothing() -> None:
-    """A body in one piece has nothing to say in between."""

@@ -46,6 +46,8 @@ class Generation:
         self._pending: list[Event] = []
         self._changed = asyncio.Event()
         self._is_nudged = False
+        self._take: Callable[[list[Event]], bool] | None = None
+        self._is_offer_due = False
 
     def push(self, event: Event, prompt: int = 0) -> None:
         """The ledger's sink. Several pushes before the consumer runs are one wake-up."""
@@ -67,7 +69,7 @@ class Generation:
                 self._pending.append(event)
             case _:
                 self._pending.append(event)
-        self._changed.set()
+        self._tell()
 
     async def accepted(self) -> list[Accepted]:
         """Waits for the tokenizer; returns what it said of each prompt, or raises RequestError."""
@@ -87,6 +89,15 @@ class Generation:
         events, self._pending = self._pending, []
         return events
 
+    def offer_to(self, take: Callable[[list[Event]], bool]) -> None:
+        """From now on, offers what is pending to this function once all that came with it is there.
+
+        Nothing is pending any more if it returns true; else whoever awaits `next_events` gets it. A
+        call costs a fraction of what it takes to wake a task, and there is one for every token.
+        """
+        self._take = take
+        self._loop = asyncio.get_running_loop()
+
     def nudge(self) -> None:
         """Lets the consumer go on, with nothing if nothing has come."""
         self._is_nudged = True
@@ -102,6 +113,25 @@ class Generation:
                 raise error
             case _:
                 raise RuntimeError(f"{self.request_id}: unexpected {event}")
+
+    def _tell(self) -> None:
+        """Lets the consumer know that something has come."""
+        if self._take is None:
+            self._changed.set()
+        elif not self._is_offer_due:
+            self._is_offer_due = True
+            self._loop.call_soon(self._offer, self._take)
+
+    def _offer(self, take: Callable[[list[Event]], bool]) -> None:
+        self._is_offer_due = False
+        is_taken = False
+        try:
+            is_taken = not self._pending or take(self._pending)
+        finally:  # also where it raised: whoever waits must not wait for ever
+            if is_taken:
+                self._pending = []
+            else:
+                self._changed.set()
 
     def _finish(self, event: Finished) -> None:
         self._finished.append(event)

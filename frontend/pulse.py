@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from litestar.types import Send
 
+from frontend.direct_body import DirectBody
+
 WRITE_STALL_SECONDS = 30.0  # a client that takes nothing for so long has gone
 KEEP_ALIVE_SECONDS = 15.0  # proxies close connections that are silent for 30 to 60 seconds
 
@@ -26,8 +28,9 @@ class Pulse:
     half as long again, ends the context with WriteStalledError.
     """
 
-    def __init__(self, send: Send, on_silence: Callable[[], None]) -> None:
+    def __init__(self, send: Send, direct_body: DirectBody, on_silence: Callable[[], None]) -> None:
         self._send = send
+        self._direct_body = direct_body
         self._on_silence = on_silence
         self._loop = asyncio.get_running_loop()
         self._moved_at = self._loop.time()
@@ -40,6 +43,16 @@ class Pulse:
         self._moved_at = self._loop.time()
         await self._send(message)
         self._is_writing = False
+        self._moved_at = self._loop.time()
+
+    @property
+    def takes_more(self) -> bool:
+        """True when more of the body may be written without waiting."""
+        return not self._is_writing and self._direct_body.takes_more
+
+    def write(self, data: bytes) -> None:
+        """Sends a part of the body, after its start and before its end, while it `takes_more`."""
+        self._direct_body.write(data)
         self._moved_at = self._loop.time()
 
     def __enter__(self) -> Self:

@@ -135,11 +135,13 @@ def test_the_official_client_leaves_mid_stream(ready: RunningServer) -> None:
     wait_until(lambda: request_id in ready.mailbox.aborted(), 5)
 
 
-def fill_the_connection(ready: RunningServer, request_id: str) -> None:
+def fill_the_connection(ready: RunningServer, request_id: str) -> list[str]:
     """Sends more than the kernel's buffers hold, one write a turn of the loop."""
-    for seq in range(1, 20):
-        ready.mailbox.deliver(make_text(request_id, seq, "x" * 1_000_000))
+    texts = [letter * 1_000_000 for letter in "bcdefghijklmnopqrstu"]
+    for seq, text in enumerate(texts, start=1):
+        ready.mailbox.deliver(make_text(request_id, seq, text))
         ready.http.get("/live")
+    return texts
 
 
 def test_a_client_that_reads_nothing_is_let_go(
@@ -150,6 +152,19 @@ def test_a_client_that_reads_nothing_is_let_go(
     with contextlib.closing(client):
         fill_the_connection(ready, request_id)
         wait_until(lambda: request_id in ready.mailbox.aborted(), 5)
+
+
+def test_a_client_that_reads_late_gets_all_of_it_in_order(ready: RunningServer) -> None:
+    client, request_id = open_request(ready, "start a", stream=True)
+    texts = fill_the_connection(ready, request_id)
+    ready.mailbox.deliver(make_text(request_id, len(texts) + 1, "z", finish="stop"))
+    found = ""
+    with contextlib.closing(client), client.makefile("rb") as lines:
+        while (line := lines.readline()) != b"data: [DONE]\n":
+            if line.startswith(b"data: {"):
+                delta = json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"]
+                found += delta.get("content", "")
+    assert found == "".join(["a", *texts, "z"])
 
 
 def test_leaving_while_a_write_is_stuck_aborts(ready: RunningServer) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from frontend.events import (
     Accepted,
+    Event,
     Failed,
     Finished,
     PromptRead,
@@ -74,6 +75,51 @@ def test_leaving_gives_the_request_back() -> None:
     with pytest.raises(KeyError), generation:
         raise KeyError
     assert released == ["r"]
+
+
+def test_what_came_together_is_offered_together_and_what_is_refused_waits() -> None:
+    async def offer() -> tuple[list[list[Event]], list[Event]]:
+        generation, _ = make_generation(1, 2)
+        offered: list[list[Event]] = []
+
+        def take(events: list[Event]) -> bool:
+            offered.append(list(events))
+            return len(events) == 2
+
+        generation.offer_to(take)
+        waiting = asyncio.create_task(generation.next_events())
+        await asyncio.sleep(0)
+        for choice in range(2):
+            generation.push(TextAdded(choice, "a", 1))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        generation.push(TextAdded(0, "b", 2))
+        return offered, await waiting
+
+    offered, waited = asyncio.run(offer())
+    assert offered == [[TextAdded(0, "a", 1), TextAdded(1, "a", 1)], [TextAdded(0, "b", 2)]]
+    assert waited == [TextAdded(0, "b", 2)]
+
+
+def test_what_cannot_be_taken_is_not_lost() -> None:
+    async def offer() -> list[Event]:
+        generation, _ = make_generation(1, 1)
+        reported: list[object] = []
+        handle = asyncio.get_running_loop().set_exception_handler
+        handle(lambda loop, context: reported.append(context["exception"]))
+
+        def take(events: list[Event]) -> bool:
+            raise ValueError(len(events))
+
+        generation.offer_to(take)
+        waiting = asyncio.create_task(generation.next_events())
+        await asyncio.sleep(0)
+        generation.push(TextAdded(0, "a", 1))
+        events = await waiting
+        assert [type(error) for error in reported] == [ValueError]
+        return events
+
+    assert asyncio.run(offer()) == [TextAdded(0, "a", 1)]
 
 
 @pytest.mark.parametrize("found", [TokensFound((1, 2), None), TextFound("ab")])
