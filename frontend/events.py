@@ -1,7 +1,8 @@
 """What happens to one request, as its HTTP handler sees it; the last event is the outcome."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from shared.errors import RequestError
 from shared.parts import ScoredToken
@@ -23,7 +24,7 @@ class PromptRead:
     prompt: int = 0  # which prompt of the request
 
 
-class TextAdded(NamedTuple):
+class TextAdded(Struct, frozen=True, gc=False):
     """The next piece of one answer; empty while text is held back.
 
     There is one for every token of every stream, so it is of the kind that is made fastest.

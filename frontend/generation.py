@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from frontend.events import (
     Accepted,
     Event,
@@ -56,7 +58,8 @@ class Generation:
         match event:
             case TextAdded():  # first, as there is one for every token
                 first = prompt * self._num_choices
-                event = event._replace(choice=first + event.choice) if first else event
+                if first:
+                    event = msgspec.structs.replace(event, choice=first + event.choice)
                 self._pending.append(event)
             case Accepted():
                 self._accepted[prompt] = event

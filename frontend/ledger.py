@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from frontend.events import (
     Aborted,
@@ -62,16 +63,12 @@ class Abandoned:
     rooms: tuple[str, ...]
 
 
-class _Row(NamedTuple):
+class _Row(Struct, gc=False):
     """One answer's part of a `TextProduced`."""
 
     worker: Life
-    choice: int
     seq: int
-    text: str
-    thoughts: str
-    completion_tokens: int
-    tokens: tuple[ScoredToken, ...]  # of the text, where asked for
+    added: TextAdded
     prompt: tuple[ScoredToken, ...]  # of the prompt, with its request's first row, where asked for
     end: TextEnded | None
 
@@ -105,9 +102,13 @@ class Entry:
             raise RuntimeError(f"{self.request_id}: {self.state.value} -> {state.value}")
         self.state = state
 
-    def expects(self, row: _Row) -> bool:
+    def counts(self, row: _Row) -> bool:
         """True for the next piece of an answer that has not ended, from the right worker."""
-        return row.worker == self.worker and self.next_seqs.get(row.choice) == row.seq
+        choice = row.added.choice
+        if row.worker != self.worker or self.next_seqs.get(choice) != row.seq:
+            return False
+        self.next_seqs[choice] = row.seq + 1
+        return True
 
     def owners(self) -> tuple[Life, ...]:
         """The lives without which this request cannot go on."""
@@ -275,21 +276,20 @@ class Ledger:
         if entry.state is State.TOKENISING:
             entry.early.append(row)
             return ()
-        if entry.state is not State.RUNNING or not entry.expects(row):
+        if entry.state is not State.RUNNING or not entry.counts(row):
             return self._abandon([entry], _lost())
-        entry.next_seqs[row.choice] += 1
         if entry.passed_on_by is not None:  # the first text
             entry.passed_on_by, entry.first_token_deadline = None, math.inf
         if row.prompt:
             entry.sink(PromptRead(row.prompt))
-        entry.sink(_text_added(row))
+        entry.sink(row.added)
         if row.end is not None:
-            self._end_answer(entry, row, row.end)
+            self._end_answer(entry, row.added, row.end)
         return ()
 
-    def _end_answer(self, entry: Entry, row: _Row, end: TextEnded) -> None:
-        del entry.next_seqs[row.choice]
-        entry.completion_tokens += row.completion_tokens
+    def _end_answer(self, entry: Entry, last: TextAdded, end: TextEnded) -> None:
+        del entry.next_seqs[last.choice]
+        entry.completion_tokens += last.completion_tokens
         entry.reasoning_tokens += end.reasoning_tokens
         if not entry.next_seqs:
             tokens = entry.completion_tokens
@@ -312,15 +312,6 @@ class Ledger:
         entry.sink(outcome)
 
 
-def _text_added(row: _Row) -> TextAdded:
-    reason, stop_reason = None, None
-    if row.end is not None:
-        reason, stop_reason = row.end.finish_reason, row.end.stop_reason
-    return TextAdded(
-        row.choice, row.text, row.completion_tokens, reason, stop_reason, row.tokens, row.thoughts
-    )
-
-
 def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
     worker = Life(f"worker-{produced.worker_id}", produced.epoch)
     ends = {(end.request_id, end.choice): end for end in produced.ended}
@@ -330,13 +321,15 @@ def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
         produced.choices,
         produced.seqs,
         produced.texts,
-        produced.thoughts or ("",) * len(produced.texts),
         produced.completion_tokens,
         produced.scored or ((),) * len(produced.texts),
+        produced.thoughts or ("",) * len(produced.texts),
         strict=True,
     )
-    for request_id, choice, seq, text, thoughts, num_tokens, tokens in columns:
+    for request_id, choice, seq, text, num_tokens, tokens, thoughts in columns:
         end = ends.get((request_id, choice)) if ends else None
+        reason = end.finish_reason if end else None
+        stop_reason = end.stop_reason if end else None
+        added = TextAdded(choice, text, num_tokens, reason, stop_reason, tokens, thoughts)
         prompt = prompts.pop(request_id, ()) if prompts else ()
-        row = _Row(worker, choice, seq, text, thoughts, num_tokens, tokens, prompt, end)
-        yield request_id, row
+        yield request_id, _Row(worker, seq, added, prompt, end)

@@ -1,7 +1,8 @@
 """Measures one request from arrival to outcome: its metrics and its one line in the log."""
 
 import logging
-from typing import NamedTuple, assert_never
+from dataclasses import dataclass
+from typing import assert_never
 
 from frontend.events import (
     Aborted,
@@ -19,7 +20,8 @@ from frontend.metrics import RequestTimes
 logger = logging.getLogger(__name__)
 
 
-class _Progress(NamedTuple):
+@dataclass(slots=True)
+class _Progress:
     """How far one answer is."""
 
     num_tokens: int
@@ -62,17 +64,22 @@ class Meter:
                 assert_never(event)
 
     def _count_tokens(self, choice: int, completion_tokens: int, now: float) -> None:
-        before = self._answers.get(choice)
-        num_new = completion_tokens - (before.num_tokens if before else 0)
-        if num_new <= 0:
+        answer = self._answers.get(choice)
+        if answer is None:
+            if completion_tokens:
+                self._begin(choice, completion_tokens, now)
             return
+        num_new = completion_tokens - answer.num_tokens
+        if num_new > 0:
+            self._times.tokens.observe(num_new, now - answer.last_token_at)
+            answer.num_tokens, answer.last_token_at = completion_tokens, now
+
+    def _begin(self, choice: int, completion_tokens: int, now: float) -> None:
         if self._first_token_at is None:
             self._first_token_at = now
             self._times.first_token.observe(now - self._started_at)
-        if before is not None:
-            self._times.tokens.observe_gap((now - before.last_token_at) / num_new)
         self._answers[choice] = _Progress(completion_tokens, now)
-        self._times.tokens.num_tokens += num_new
+        self._times.tokens.num_tokens += completion_tokens
 
     @property
     def _num_completion_tokens(self) -> int:

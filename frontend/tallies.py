@@ -26,10 +26,12 @@ class TokenTallies(Collector):
         self._counts = [0] * (len(self._edges) + 1)  # the last: above all edges
         self._seconds = 0.0
 
-    def observe_gap(self, seconds: float) -> None:
-        """Takes the time from one token of an answer to the next."""
-        self._counts[bisect_left(self._edges, seconds)] += 1
-        self._seconds += seconds
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Takes further tokens of an answer that came together, and the time since the last."""
+        gap = seconds / num_tokens
+        self.num_tokens += num_tokens
+        self._counts[bisect_left(self._edges, gap)] += 1
+        self._seconds += gap
 
     def collect(self) -> Iterator[Metric]:
         """Both metrics under vLLM's names."""

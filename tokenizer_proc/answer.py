@@ -2,8 +2,8 @@
 
 from collections import deque
 from dataclasses import replace
-from typing import NamedTuple
 
+from msgspec import Struct
 from tokenizers import Tokenizer as Vocabulary
 
 from shared.parts import ScoredToken, SequenceEnded, TextStart, ThoughtMarks, TokenLogprobs
@@ -13,7 +13,7 @@ from tokenizer_proc.thoughts import Parts, ThoughtSplitter
 from tokenizer_proc.token_texts import TokenTexts
 
 
-class Piece(NamedTuple):
+class Piece(Struct, frozen=True, gc=False):
     """What has become certain of an answer: text, and the tokens that it is made of."""
 
     text: str

@@ -8,7 +8,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from tokenizers import Tokenizer as Vocabulary
 
@@ -31,22 +30,18 @@ from tokenizer_proc.vocabulary import vocabulary_path
 
 logger = logging.getLogger(__name__)
 
+AnswerKey = tuple[str, int]  # of a request, and which of its answers
+
 _LOST = "A part of the answer was lost."
 _NEVER_CAME = "A process of the server died before it had passed the request on."
-
-
-class AnswerKey(NamedTuple):
-    """Which answer of which request."""
-
-    request_id: str
-    choice: int
 
 
 @dataclass
 class Outgoing:
     """What one frontend hears of one step: a row an answer, then the requests that failed."""
 
-    keys: list[AnswerKey] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
     seqs: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     completion_tokens: list[int] = field(default_factory=list)
@@ -58,7 +53,9 @@ class Outgoing:
 
     def add(self, key: AnswerKey, seq: int, piece: Piece, answer: Answer) -> None:
         """Appends one answer's row, and its end if this was the last."""
-        self.keys.append(key)
+        request_id, choice = key
+        self.request_ids.append(request_id)
+        self.choices.append(choice)
         self.seqs.append(seq)
         self.texts.append(piece.text)
         self.completion_tokens.append(answer.num_tokens)
@@ -66,8 +63,8 @@ class Outgoing:
         self.thoughts.append(piece.thoughts)
         if answer.finish_reason is not None:
             end = TextEnded(
-                key.request_id,
-                key.choice,
+                request_id,
+                choice,
                 answer.finish_reason,
                 answer.stop_reason,
                 answer.cached_tokens,
@@ -77,7 +74,7 @@ class Outgoing:
 
     def messages(self, step: TokensSampled) -> Iterator[TextProduced | RequestFailed]:
         """The text in one message; nothing follows the failure of its request."""
-        if self.keys:
+        if self.seqs:
             yield self._text(step)
         yield from self.failed
 
@@ -85,8 +82,8 @@ class Outgoing:
         return TextProduced(
             worker_id=step.worker_id,
             epoch=step.epoch,
-            request_ids=tuple(key.request_id for key in self.keys),
-            choices=tuple(key.choice for key in self.keys),
+            request_ids=tuple(self.request_ids),
+            choices=tuple(self.choices),
             seqs=tuple(self.seqs),
             texts=tuple(self.texts),
             completion_tokens=tuple(self.completion_tokens),
@@ -156,12 +153,12 @@ class Detokenizer:
         """One step's tokens, then the ends that came without one, then what never came."""
         for started in step.started:
             self._start(started, step.worker_id)
-        ends = {AnswerKey(end.request_id, end.choice): end for end in step.ended}
+        ends = {(end.request_id, end.choice): end for end in step.ended}
         told = step.logprobs or (None,) * len(step.token_ids)
         columns = zip(step.request_ids, step.choices, step.seqs, step.token_ids, told, strict=True)
         for request_id, choice, seq, token_id, logprobs in columns:
-            key = AnswerKey(request_id, choice)
-            end = ends.pop(key, None)
+            key = (request_id, choice)
+            end = ends.pop(key, None) if ends else None
             answer = self._answers.get(key)
             if answer is None:
                 continue  # it ended here at a stop string; the worker will hear of it
@@ -172,7 +169,8 @@ class Detokenizer:
                 self._fail(key, _LOST, step.worker_id)
                 continue
             self._outbox[answer.frontend_id].add(key, seq, piece, answer)
-            self._forget_if_ended(key, answer, end, step.worker_id)
+            if answer.finish_reason is not None:
+                self._forget(key, end, step.worker_id)
         for key, end in ends.items():
             self._end_without_token(key, end, step.worker_id)
         for lost in step.lost:
@@ -189,7 +187,7 @@ class Detokenizer:
     def _start(self, started: RequestStarted, worker_id: int) -> None:
         start = started.text
         for choice in range(started.num_choices):
-            key = AnswerKey(start.request_id, choice)
+            key = (start.request_id, choice)
             cached = started.cached_tokens
             self._answers[key] = Answer(start, self._vocabulary, self._texts, cached, worker_id)
         # A sequence that failed within its prompt has no scores; its end says so.
@@ -203,19 +201,15 @@ class Detokenizer:
             tokens = score_prompt(start, told, self._vocabulary, self._texts)
         except Exception:  # as for the text of an answer
             logger.exception("request %s has no text for its prompt", start.request_id)
-            self._fail(AnswerKey(start.request_id, 0), _LOST, worker_id)
+            self._fail((start.request_id, 0), _LOST, worker_id)
             return
         scored = PromptScored(start.request_id, tokens)
         self._outbox[start.route.frontend_id].prompts.append(scored)
 
-    def _forget_if_ended(
-        self, key: AnswerKey, answer: Answer, end: SequenceEnded | None, worker_id: int
-    ) -> None:
-        if answer.finish_reason is None:
-            return
+    def _forget(self, key: AnswerKey, end: SequenceEnded | None, worker_id: int) -> None:
         del self._answers[key]
         if end is None:  # a stop string, of which the worker knows nothing
-            self._mailbox.send(f"worker-{worker_id}", Abort(key.request_id, key.choice))
+            self._mailbox.send(f"worker-{worker_id}", Abort(*key))
 
     def _end_without_token(self, key: AnswerKey, end: SequenceEnded, worker_id: int) -> None:
         if key not in self._answers:
@@ -228,11 +222,12 @@ class Detokenizer:
     def _fail(self, key: AnswerKey, reason: str, worker_id: int) -> None:
         """One answer that fails ends its request with all the others."""
         frontend_id = self._answers[key].frontend_id
-        failed = RequestFailed(key.request_id, ErrorCode.INTERNAL, reason, None)
+        request_id, _ = key
+        failed = RequestFailed(request_id, ErrorCode.INTERNAL, reason, None)
         self._outbox[frontend_id].failed.append(failed)
-        self._mailbox.send(f"worker-{worker_id}", Abort(key.request_id))
-        for other in [k for k in self._answers if k.request_id == key.request_id]:
-            del self._answers[other]
+        self._mailbox.send(f"worker-{worker_id}", Abort(request_id))
+        for choice in [choice for other, choice in self._answers if other == request_id]:
+            del self._answers[request_id, choice]
 
 
 def _next_piece(
