@@ -22,13 +22,14 @@ from shared.errors import BadRequest, ErrorCode, RequestError
 MAX_HEADER_BYTES = 16 * 1024  # of the request line and all header lines
 MAX_HEADER_LINES = 64
 HEADER_SECONDS = 10.0  # from the connection, or from the first byte of a later request
-BODY_SECONDS = 120.0  # from the end of the header
 
 _COLON_SPACE_CRLF = 4  # what a header line has beside its name and its value
 
 
 class LimitedProtocol(HttpToolsProtocol):
     """Refuses a header that is too large, and cuts off a request that does not arrive in time."""
+
+    upload_seconds = 120.0  # from the end of the header to that of the body
 
     _num_header_bytes = 0  # of this request, in lines that are complete
     _num_pending_bytes = 0  # since the parser last found the beginning or the end of something
@@ -83,7 +84,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The header ends; the body has its own time."""
         self._num_pending_bytes = 0
-        self._expect_end_within(BODY_SECONDS)
+        self._expect_end_within(self.upload_seconds)
         super().on_headers_complete()
         still_open = (cycle for cycle in self._open_cycles if not cycle.response_complete)
         self._open_cycles = (*still_open, self.cycle)
@@ -130,7 +131,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         if self.flow.read_paused:  # we do not let the client send, so it may take longer
-            self._expect_end_within(BODY_SECONDS)
+            self._expect_end_within(self.upload_seconds)
         else:
             self.transport.abort()
 
@@ -151,6 +152,11 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self.transport.write(_encode(error, self.server_state.default_headers))
         self.transport.close()
+
+
+def limited_protocol(upload_seconds: float) -> type[LimitedProtocol]:
+    """The protocol with so much time for bodies, as uvicorn wants it: a class."""
+    return type("Limited", (LimitedProtocol,), {"upload_seconds": upload_seconds})
 
 
 def _too_large() -> RequestError:

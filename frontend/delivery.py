@@ -41,11 +41,12 @@ _STREAM_HEADERS = {
 class Delivery:
     """Answers one validated request; an ASGI application."""
 
-    def __init__(self, engine: EngineClient, ask: Ask, model: str) -> None:
+    def __init__(self, engine: EngineClient, ask: Ask, model: str, write_seconds: float) -> None:
         self._engine = engine
         self._wanted = ask.submission
         self._framing = ask.framing
         self._model = model
+        self._write_seconds = write_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises RequestError when the request fails before the first byte."""
@@ -54,7 +55,12 @@ class Delivery:
             head = Head(generation.request_id, int(time.time()), self._model)
             answer = self._stream if self._framing.stream else self._answer_whole
             direct_body: DirectBody = cast("dict[str, Any]", scope)[DIRECT_BODY]
-            pulse = Pulse(send, direct_body, on_silence=generation.nudge)
+            pulse = Pulse(
+                send,
+                direct_body,
+                write_seconds=self._write_seconds,
+                on_silence=generation.nudge,
+            )
             try:
                 await run_until_gone(answer(generation, head, pulse), receive)
             except WriteStalledError:

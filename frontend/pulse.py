@@ -13,23 +13,30 @@ from litestar.types import Send
 
 from frontend.direct_body import DirectBody
 
-WRITE_STALL_SECONDS = 30.0  # a client that takes nothing for so long has gone
 KEEP_ALIVE_SECONDS = 15.0  # proxies close connections that are silent for 30 to 60 seconds
 
 
 class WriteStalledError(Exception):
-    """The client has not taken a byte for `WRITE_STALL_SECONDS`."""
+    """The client has not taken a byte for as long as it may."""
 
 
 class Pulse:
     """Sends for one response, and calls `on_silence` when nothing was sent for a while.
 
-    Used as a context of the task that writes; a write that is stuck for `WRITE_STALL_SECONDS`, or
-    half as long again, ends the context with WriteStalledError.
+    Used as a context of the task that writes; a write that is stuck for `write_seconds`, or half as
+    long again, ends the context with WriteStalledError.
     """
 
-    def __init__(self, send: Send, direct_body: DirectBody, on_silence: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Send,
+        direct_body: DirectBody,
+        *,
+        write_seconds: float,
+        on_silence: Callable[[], None],
+    ) -> None:
         self._send = send
+        self._write_seconds = write_seconds
         self._direct_body = direct_body
         self._on_silence = on_silence
         self._loop = asyncio.get_running_loop()
@@ -71,12 +78,12 @@ class Pulse:
             raise WriteStalledError from error
 
     def _look_again(self) -> None:
-        interval = min(WRITE_STALL_SECONDS, KEEP_ALIVE_SECONDS) / 2
+        interval = min(self._write_seconds, KEEP_ALIVE_SECONDS) / 2
         self._timer = self._loop.call_later(interval, self._look)
 
     def _look(self) -> None:
         still = self._loop.time() - self._moved_at
-        if self._is_writing and still >= WRITE_STALL_SECONDS:
+        if self._is_writing and still >= self._write_seconds:
             self._has_stalled = True
             assert self._task is not None, "entered by a task"
             self._task.cancel()

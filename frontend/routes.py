@@ -119,7 +119,8 @@ async def _delivery(
     service.engine.check_door()  # a refusal must not cost the reading of a body
     seed = secrets.randbits(63)
     ask = translated(await request.body(), service.rules(), seed, request.auth)
-    return Delivery(service.engine, ask, service.model.name)
+    config = service.config
+    return Delivery(service.engine, ask, service.model.name, config.write_timeout)
 
 
 def _service_for_lookups(request: ApiRequest) -> Service:

@@ -15,7 +15,7 @@ import uvloop
 
 from frontend.admission import Limits
 from frontend.app import build_app
-from frontend.connection import LimitedProtocol
+from frontend.connection import limited_protocol
 from frontend.engine_client import EngineClient
 from frontend.health import Health
 from frontend.metrics import Metrics
@@ -123,9 +123,10 @@ class _Server(uvicorn.Server):
 
 
 def _uvicorn_config(service: Service) -> uvicorn.Config:
+    config = service.config
     return uvicorn.Config(
         build_app(service),
-        http=LimitedProtocol,
+        http=limited_protocol(config.upload_timeout),
         loop="uvloop",
         ws="none",
         lifespan="off",

@@ -39,7 +39,7 @@ class Row:
 
 LAUNCHER, LOADING, SIZING = "launcher.py", "gpu_worker/loading.py", "gpu_worker/sizing.py"
 WORKER, SERVER, TOKENIZER = (
-    "gpu_worker/worker.py",
+    "gpu_worker/loaded.py",
     "frontend/server.py",
     "tokenizer_proc/loading.py",
 )
@@ -86,6 +86,9 @@ ROWS = {
     "hf_model": Row(
         "demo", (LOADING, TOKENIZER, "frontend/served_model.py"),
         "e2e/test_chat.py::test_models_are_listed_and_retrieved",
+    ),
+    "max_encoder_len": Row(
+        "7", ("gpu_worker/slot_loading.py",), "gpu_worker/test_slot_loading.py::test_lengths"
     ),
     "max_model_len": Row("7", (SIZING,), "gpu_worker/test_loading.py::test_a_directory_is_loaded"),
     "trust_remote_code": Row(
@@ -141,8 +144,18 @@ ROWS = {
         "7", (SERVER,),
         "frontend/test_engine_client.py::test_the_sweep_ends_what_is_late_also_while_it_waits",
     ),
+    "first_token_timeout": Row(
+        "7", (SERVER,), "frontend/test_lives.py::test_a_first_token_that_takes_too_long"
+    ),
+    "upload_timeout": Row(
+        "7", (SERVER,), "frontend/test_connection.py::test_a_body_that_does_not_come"
+    ),
+    "write_timeout": Row(
+        "7", ("frontend/routes.py",),
+        "frontend/test_chat_over_http.py::test_a_client_that_reads_nothing_is_let_go",
+    ),
     "stall_timeout": Row(
-        "7", (SERVER,),
+        "7", (SERVER, LAUNCHER),
         "frontend/test_engine_client.py::test_a_worker_that_makes_no_steps_is_stalled",
     ),
     # tokenizer
@@ -209,8 +222,7 @@ ROWS = {
         "gpu_worker/test_sizing.py::test_a_static_cache_is_exactly_the_batch_times_its_length",
     ),
     "static_cache_encoder_max_length": Row(
-        "7", (SIZING,),
-        "gpu_worker/test_sizing.py::test_a_static_cache_of_an_encoder_decoder_holds_both_lengths",
+        "7", ("gpu_worker/slot_loading.py",), "gpu_worker/test_slot_loading.py::test_lengths"
     ),
     "static_cache_decoder_max_length": Row(
         "7", (SIZING,),

@@ -13,7 +13,7 @@ import pytest
 from frontend import pulse
 from shared.errors import ErrorCode
 from shared.messages import RequestFailed
-from tests.frontend.conftest import RunningServer
+from tests.frontend.conftest import RunningServer, serving
 from tests.frontend.fakes import PROMPT_TOKENS, make_text
 from tests.waiting import wait_until
 
@@ -144,14 +144,12 @@ def fill_the_connection(ready: RunningServer, request_id: str) -> list[str]:
     return texts
 
 
-def test_a_client_that_reads_nothing_is_let_go(
-    ready: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pulse, "WRITE_STALL_SECONDS", 0.2)
-    client, request_id = open_request(ready, "start abc", stream=True)
-    with contextlib.closing(client):
-        fill_the_connection(ready, request_id)
-        wait_until(lambda: request_id in ready.mailbox.aborted(), 5)
+def test_a_client_that_reads_nothing_is_let_go() -> None:
+    with serving(write_timeout=0.2) as running:
+        client, request_id = open_request(running, "start abc", stream=True)
+        with contextlib.closing(client):
+            fill_the_connection(running, request_id)
+            wait_until(lambda: request_id in running.mailbox.aborted(), 5)
 
 
 def test_a_client_that_reads_late_gets_all_of_it_in_order(ready: RunningServer) -> None:

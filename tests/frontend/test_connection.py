@@ -14,7 +14,7 @@ from frontend import connection
 from frontend.connection import MAX_HEADER_BYTES, MAX_HEADER_LINES
 from shared.errors import ErrorCode
 from shared.messages import RequestFailed
-from tests.frontend.conftest import RunningServer
+from tests.frontend.conftest import RunningServer, serving
 from tests.frontend.fakes import make_text
 from tests.waiting import wait_until
 
@@ -153,9 +153,15 @@ def test_a_header_that_does_not_come(
     assert ask(ready, data).count(b"HTTP/1.1 200 ") == num_answers
 
 
-def test_a_body_that_does_not_come(ready: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "BODY_SECONDS", SHORT)
-    assert ask(ready, POST + b'Content-Length: 100\r\n\r\n{"mes') == b""
+@pytest.fixture
+def hasty() -> Iterator[RunningServer]:
+    """A server that gives a body little time."""
+    with serving(upload_timeout=SHORT) as running:
+        yield running
+
+
+def test_a_body_that_does_not_come(hasty: RunningServer) -> None:
+    assert ask(hasty, POST + b'Content-Length: 100\r\n\r\n{"mes') == b""
 
 
 def test_empty_lines_do_not_hold_an_idle_connection(
@@ -177,40 +183,36 @@ def assert_silent(client: socket.socket, seconds: float) -> None:
 
 
 def test_what_has_arrived_has_no_deadline(
-    ready: RunningServer, monkeypatch: pytest.MonkeyPatch
+    hasty: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither while it is answered, empty lines after it or not, nor between two requests."""
     monkeypatch.setattr(connection, "HEADER_SECONDS", SHORT)
-    monkeypatch.setattr(connection, "BODY_SECONDS", SHORT)
     body = chat_body("start abc")
-    with connected(ready) as client:
+    with connected(hasty) as client:
         client.sendall(GET + b"\r\n")
         read_until(client, b'{"status":"ok"}')
         assert_silent(client, 2 * SHORT)
-        num_before = len(ready.mailbox.requests)
+        num_before = len(hasty.mailbox.requests)
         client.sendall(POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
-        wait_until(lambda: len(ready.mailbox.requests) > num_before, 5)
+        wait_until(lambda: len(hasty.mailbox.requests) > num_before, 5)
         client.sendall(b"\r\n")
         assert_silent(client, 2 * SHORT)
 
 
-def test_no_deadline_while_we_do_not_read(
-    ready: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_deadline_while_we_do_not_read(hasty: RunningServer) -> None:
     """A pipelined request whose body must wait outlives the time of a body."""
-    monkeypatch.setattr(connection, "BODY_SECONDS", SHORT)
     body = chat_body("say " + "x" * 100_000)
     first = chat_body("hang")
-    with connected(ready) as client:
-        num_before = len(ready.mailbox.requests)
+    with connected(hasty) as client:
+        num_before = len(hasty.mailbox.requests)
         client.sendall(POST + b"Content-Length: %d\r\n\r\n%s" % (len(first), first))
-        wait_until(lambda: len(ready.mailbox.requests) > num_before, 5)
+        wait_until(lambda: len(hasty.mailbox.requests) > num_before, 5)
         client.sendall(POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body[:80_000]))
         client.settimeout(3 * SHORT)
         with pytest.raises(TimeoutError):
             client.recv(1)
-        failed = RequestFailed(ready.mailbox.requests[-1].request_id, ErrorCode.INTERNAL, "x", None)
-        ready.mailbox.deliver(failed)
+        failed = RequestFailed(hasty.mailbox.requests[-1].request_id, ErrorCode.INTERNAL, "x", None)
+        hasty.mailbox.deliver(failed)
         client.settimeout(5)
         read_to_end(client)  # the rest of the second body still does not come
 

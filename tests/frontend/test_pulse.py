@@ -22,7 +22,9 @@ def test_nothing_overtakes_what_is_being_sent() -> None:
         async def send(message: Any) -> None:
             await may_go_on.wait()
 
-        pulse = Pulse(send, cast("DirectBody", OpenBody()), on_silence=lambda: None)
+        pulse = Pulse(
+            send, cast("DirectBody", OpenBody()), write_seconds=9.0, on_silence=lambda: None
+        )
         found = [pulse.takes_more]
         sending = asyncio.create_task(pulse.send({}))
         await asyncio.sleep(0)

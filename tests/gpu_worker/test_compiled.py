@@ -55,7 +55,7 @@ def serve_all(model_type: str, **overrides: Any) -> Run:
     model = make_model(model_type, **overrides)
     wanted = requests()
     wanted[:2] = wanted[1::-1]  # first a long prompt alone, whose first chunk samples nothing
-    done = run(model, wanted, num_blocks=9, prefix_caching=True, settings=COMPILED)
+    done = run(model, wanted, num_blocks=10, prefix_caching=True, settings=COMPILED)
     for request, answer in zip(wanted, done.answers, strict=True):
         assert_as_generated(model, request, answer)
     return done
@@ -67,7 +67,7 @@ def test_two_graphs_compute_every_step_as_stock_code_does() -> None:
     assert not counters["graph_break"]
     assert done.shapes == [], "stock code ran"
     decoding = {plan.num_decodes for plan in done.plans if plan.num_decodes == len(plan.chunks)}
-    assert decoding >= {1, 2, 3, 4, 5}
+    assert decoding >= {1, 2, 3, 4}
     assert sum(plan.is_mixed for plan in done.plans) > 5
     assert not any(chunk.samples for chunk in done.plans[0].chunks)
     assert done.counters.num_preemptions > 0
