@@ -76,6 +76,7 @@ def test_two_graphs_compute_every_step_as_stock_code_does() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_families_compile_too(name: str) -> None:
     serve_all(name.split()[0], **{"num_hidden_layers": 1, **OTHERS[name]})
