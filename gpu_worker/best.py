@@ -3,6 +3,7 @@
 import torch
 
 _BLOCK = 256  # logits that are reduced to one number without their place, which vectorises
+_COLUMNS = torch.arange(_BLOCK)
 
 
 def best_tokens(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,5 +20,5 @@ def best_tokens(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # The last block may be short: the same number of logits before the end are looked at, and what
     # precedes the block there is smaller.
     starts = (blocks * _BLOCK).clamp(max=vocab_size - _BLOCK)
-    columns = starts[:, None] + torch.arange(_BLOCK)
+    columns = starts[:, None] + _COLUMNS
     return best, logits.gather(1, columns).argmax(-1) + starts

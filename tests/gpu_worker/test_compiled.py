@@ -1,5 +1,6 @@
 """Compiled, a model answers as before: by two graphs, both made before the first step."""
 
+import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -53,11 +54,11 @@ def _counted() -> Iterator[None]:
 def serve_all(model_type: str, **overrides: Any) -> Run:
     """The answers of a compiled model, which are what `generate()` answers."""
     model = make_model(model_type, **overrides)
-    wanted = requests()
+    wanted = [replace(request, max_tokens=request.max_tokens + 15) for request in requests()]
     wanted[:2] = wanted[1::-1]  # first a long prompt alone, whose first chunk samples nothing
-    done = run(model, wanted, num_blocks=10, prefix_caching=True, settings=COMPILED)
+    done = run(model, wanted, num_blocks=13, prefix_caching=True, settings=COMPILED)
     for request, answer in zip(wanted, done.answers, strict=True):
-        assert_as_generated(model, request, answer)
+        assert_as_generated(copy.deepcopy(model), request, answer)  # RoPE may remember lengths
     return done
 
 
@@ -75,6 +76,7 @@ def test_two_graphs_compute_every_step_as_stock_code_does() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_families_compile_too(name: str) -> None:
     serve_all(name.split()[0], **{"num_hidden_layers": 1, **OTHERS[name]})
