@@ -37,9 +37,10 @@ class Row:
     read_as: str = ""  # the property of the configuration that holds it; else its own name
 
 
+LOADED = "gpu_worker/loaded.py"  # makes the scheduler
 LAUNCHER, LOADING, SIZING = "launcher.py", "gpu_worker/loading.py", "gpu_worker/sizing.py"
 WORKER, SERVER, TOKENIZER = (
-    "gpu_worker/loaded.py",
+    "gpu_worker/worker.py",
     "frontend/server.py",
     "tokenizer_proc/loading.py",
 )
@@ -118,7 +119,7 @@ ROWS = {
         "true", (APP,), "frontend/test_keys_over_http.py::test_metrics_may_be_public"
     ),
     "max_concurrent": Row(
-        "7", (SERVER, WORKER), "frontend/test_service_over_http.py::test_too_many"
+        "7", (SERVER, LOADED), "frontend/test_service_over_http.py::test_too_many"
     ),
     "max_queue": Row(
         "7", (SERVER,),
@@ -203,7 +204,7 @@ ROWS = {
         "cpu", (LOADING,), "gpu_worker/test_loading.py::test_a_device_that_is_not_there_is_refused"
     ),
     "continuous_batching_batch_size": Row(
-        "7", (WORKER, SIZING),
+        "7", (LOADING, SIZING),
         "gpu_worker/test_sizing.py::test_no_more_is_taken_than_the_rows_can_use",
     ),
     "continuous_batching_microsleep": Row(
@@ -211,7 +212,7 @@ ROWS = {
         "gpu_worker/test_worker_pace.py::test_companions_of_the_first_arrival_share_its_first_step",
     ),
     "max_num_batched_tokens": Row(
-        "7", (WORKER, LOADING),
+        "7", (LOADED, LOADING),
         "gpu_worker/test_worker.py::test_a_prompt_in_chunks_begins_its_text_with_its_first_token",
     ),
     "kv_cache_memory_fraction": Row(
@@ -229,7 +230,7 @@ ROWS = {
         "gpu_worker/test_sizing.py::test_a_static_cache_is_exactly_the_batch_times_its_length",
     ),
     "prefix_caching": Row(
-        "false", (WORKER,),
+        "false", (LOADED,),
         "scheduler/test_prefix_cache.py::test_nothing_is_kept_without_prefix_caching",
     ),
     "cuda_graphs": Row(
