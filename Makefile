@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Processes that `make test` uses, each with a GB of memory. ARGS="-n 0": none beside pytest's own.
+TEST_PROCESSES ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -31,7 +33,7 @@ serve: install  ## serve the built-in chat model on port 7088 (more flags: ARGS=
 	$(PY) launcher.py --hf-model demo $(ARGS)
 
 test: install  ## every fast test; needs neither a GPU nor a download (ARGS="-k scheduler")
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(TEST_PROCESSES) $(ARGS)
 
 test-slow: install  ## the tests that take minutes
 	$(PY) -m pytest -m slow --timeout 1800 $(ARGS)

@@ -305,7 +305,6 @@ def run_machine(
         settings=settings(
             max_examples=max_examples,
             stateful_step_count=num_steps,
-            deadline=None,
             derandomize=is_fixed,
             suppress_health_check=[HealthCheck.too_slow],
         ),

@@ -115,7 +115,7 @@ def frames_of(message: Message, **changes: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("cls", MESSAGE_CLASSES, ids=lambda cls: str(cls.__name__))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_every_message_survives_the_round_trip(cls: type, data: st.DataObject) -> None:
     message = data.draw(values(cls))
