@@ -12,18 +12,6 @@ from benchmarks.formula.settings import FormulaSettings
 from tests.e2e.models import DEMO_DIRECTORY, save_endless_model
 from tests.e2e.server import RunningServer, running_server
 
-SHARED_SERVERS = ("demo_server", "formula_server")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a server run in one process, which starts it: there is one of each."""
-    for item in items:
-        if isinstance(item, pytest.Function):
-            for name in SHARED_SERVERS:
-                if name in item.fixturenames:
-                    item.add_marker(pytest.mark.xdist_group(name))
-
 
 @pytest.fixture(scope="session")
 def demo_server() -> Iterator[RunningServer]:

@@ -90,7 +90,8 @@ class RunningServer:
         self.process.stderr.close()
 
     def _descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.models import copy_demo
 from tests.e2e.server import RunningServer, running_server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("flagged")]
+pytestmark = pytest.mark.e2e
 THINK = {"enable_thinking": True}
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, event, settings
+from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -306,7 +306,6 @@ def run_machine(
             max_examples=max_examples,
             stateful_step_count=num_steps,
             derandomize=is_fixed,
-            suppress_health_check=[HealthCheck.too_slow],
         ),
     )
 
