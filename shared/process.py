@@ -110,7 +110,7 @@ def _resolve(entry: str) -> Callable[[Any, Mailbox], None]:
 def _hide_hqq() -> None:
     """Lets transformers not find hqq, which it would import in each start for a cache of its own.
 
-    hqq brings torch's compiler, a quarter of all that the worker and the tokenizer import.
+    hqq brings torch's compiler, a fifth of all that the worker and the tokenizer import.
     """
     sys.modules["hqq"] = None  # type: ignore[assignment]  # as import_module() wants it said
 
