@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Processes of a whole `make test`, each with a GB of memory. What ARGS selects runs in one.
+TEST_PROCESSES ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -31,7 +33,7 @@ serve: install  ## serve the built-in chat model on port 7088 (more flags: ARGS=
 	$(PY) launcher.py --hf-model demo $(ARGS)
 
 test: install  ## every fast test; needs neither a GPU nor a download (ARGS="-k scheduler")
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(TEST_PROCESSES))
 
 test-slow: install  ## the tests that take minutes
 	$(PY) -m pytest -m slow --timeout 1800 $(ARGS)

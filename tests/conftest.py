@@ -3,7 +3,33 @@
 import os
 from pathlib import Path
 
+import pytest
+from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
 # Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported,
 # which torch may do in any test.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# How fast examples are drawn and tried depends on what else the machine does.
+settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any pace")
+
+
+class WhereFixturesAre(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """A file's tests run in one process, and all end-to-end tests: fixtures are made once.
+
+    So servers start one after the other, beside tests that need a single core.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/e2e" if file.startswith("tests/e2e/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Decides which process of several runs a test."""
+    return WhereFixturesAre(config, log)

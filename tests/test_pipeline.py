@@ -269,7 +269,7 @@ VISITS = st.builds(
 PATIENT = Visit(1, (*SHARED, 50), 4, 30, 3, ("!",), "", FOR_EVER)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     visits=st.lists(VISITS, min_size=1, max_size=8, unique=True),
     tokenizer_lag=st.integers(1, 4),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Vocabulary
 
@@ -63,7 +63,6 @@ SETTINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(requests=st.lists(st.tuples(PROMPTS, SETTINGS), min_size=1, max_size=8))
 def test_company_chunks_and_preemption_change_no_answer(
     requests: list[tuple[list[int], SamplingParams]],

@@ -19,6 +19,7 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = (sys.executable, str(ROOT / "launcher.py"))
 START_SECONDS = 120.0
+GONE_SECONDS = 5.0
 RESTING_AT_ZERO = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
@@ -55,8 +56,7 @@ class RunningServer:
 
     def children(self) -> dict[str, psutil.Process]:
         """The rooms by name, such as `worker-0`."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return {child.cmdline()[0].rsplit(" ", 1)[-1]: child for child in found}
+        return {child.cmdline()[0].rsplit(" ", 1)[-1]: child for child in self._descendants()}
 
     def metric(self, name: str) -> float:
         """The value of one series of /metrics, whatever its labels; 0 when it is absent."""
@@ -68,19 +68,30 @@ class RunningServer:
         """True when nothing runs or waits and no block is in use."""
         return not any(self.metric(name) for name in RESTING_AT_ZERO)
 
-    def stop(self) -> int:
-        """Asks the launcher to end and returns its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+    def stop(
+        self, number: signal.Signals = signal.SIGTERM, within_seconds: float = GONE_SECONDS
+    ) -> int:
+        """Asks the launcher to end and returns its exit status; by then no room is left."""
+        rooms = self._descendants()
+        self.process.send_signal(number)
+        status = self.process.wait(within_seconds)
+        assert not any(map(is_alive, rooms))
+        return status
 
     def kill(self) -> None:
-        """Makes sure that nothing is left, whatever the test did."""
+        """Makes sure that nothing is left, whatever the test did: rooms die with their launcher."""
         if self.process.poll() is None:
+            rooms = self._descendants()
             self.process.kill()
+            wait_until(lambda: not any(map(is_alive, rooms)), GONE_SECONDS)
         self.process.wait()
         self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
+
+    def _descendants(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -88,6 +99,14 @@ class RunningServer:
             self.log.append(line)
             if found := _READY.search(line):
                 self.port = int(found[2])
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """True for a process that runs; a zombie that nobody has reaped yet does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def test_streams_the_same_text_in_several_pieces(client: openai.OpenAI) -> None:
 
 def test_stream_usage_equals_the_usage_of_the_whole(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": COUNT}]
+    client.chat.completions.create(model="demo", messages=messages)  # now the prompt is cached
     whole = client.chat.completions.create(model="demo", messages=messages, temperature=0)
     chunks = list(
         client.chat.completions.create(

@@ -18,7 +18,7 @@ def test_a_server_that_ends_reports_what_it_has_recorded(tmp_path: Path) -> None
             client.chat.completions.create(
                 model="demo", messages=[{"role": "user", "content": "hello"}], max_tokens=4
             )
-        assert server.stop() == 0
+        assert server.stop(within_seconds=20) == 0  # it writes the trace first
         log = "".join(server.log)
     (trace,) = tmp_path.iterdir()
     assert str(trace) in log

@@ -37,7 +37,6 @@ COUNTED = STREAM | {"stream_options": {"include_usage": True}}
 EXAMPLES = settings(
     derandomize=True,
     database=None,
-    deadline=None,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),  # how fast requests are drawn is not ours to mend
 )

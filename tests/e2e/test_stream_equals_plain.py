@@ -26,9 +26,7 @@ HAS_LOGPROBS = True  # from the worker
 HAS_TEXT_PROMPTS = True  # in the tokenizer
 
 STREAM_OPTIONS = st.sampled_from([{}, {"include_usage": False}, {"include_usage": True}])
-EXAMPLES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+EXAMPLES = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="session")

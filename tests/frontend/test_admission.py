@@ -332,7 +332,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 
 TestAdmissionMachine = AdmissionMachine.TestCase
-TestAdmissionMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestAdmissionMachine.settings = settings(max_examples=80, stateful_step_count=40)
 
 
 def test_a_failed_request_tells_its_caller_once() -> None:

@@ -95,7 +95,7 @@ def test_equals_plain_torch_on_contexts_of_several_splits(rules: str) -> None:
     assert largest_difference(GROUPED, rules_of(GROUPED, RULES[rules]), steps) < TOLERANCE
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     num_kv_heads=st.integers(1, 3),
     group=st.sampled_from([1, 2, 3, 7, 9]),

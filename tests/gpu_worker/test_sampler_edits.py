@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_worker.sampler import Sampler
@@ -280,7 +280,6 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

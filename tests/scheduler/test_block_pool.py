@@ -273,4 +273,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestAnyOrder = PoolMachine.TestCase
-TestAnyOrder.settings = settings(max_examples=50, deadline=None)
+TestAnyOrder.settings = settings(max_examples=50)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, event, settings
+from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -305,9 +305,7 @@ def run_machine(
         settings=settings(
             max_examples=max_examples,
             stateful_step_count=num_steps,
-            deadline=None,
             derandomize=is_fixed,
-            suppress_health_check=[HealthCheck.too_slow],
         ),
     )
 

@@ -39,7 +39,7 @@ def text_of(encoder: PromptEncoder, token_ids: tuple[int, ...]) -> str:
 @pytest.mark.parametrize("kind", [*LOSSLESS, "bytes"])
 @pytest.mark.parametrize("special", [True, False])
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_text_of_a_texts_ids_is_the_text(kind: str, special: bool, data: st.DataObject) -> None:
     encoder = encoder_of(kind)
     controls = [text for text in CONTROLS.get(kind, ["<|im_end|>"]) if text != "<s>"]

@@ -39,7 +39,7 @@ def chat_prompt(*contents: str, **fields: Any) -> Prompt:
 
 @every_kind
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_text_gives_transformers_ids_and_its_control_tokens_count(
     kind: str, data: st.DataObject
 ) -> None:
