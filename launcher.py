@@ -76,6 +76,8 @@ class Launcher:
         self._room_configs: dict[str, Any] = {}
         self._children: dict[str, Child] = {}
         self._deaths = DeathCount(config.launcher.restart_limit)
+        self._book = AddressBook((), is_warm=False)
+        self._untold: list[str] = []  # rooms that the book has not reached
         self._warm_epochs: dict[str, int] = {}  # of the rooms that an answer has come through
         self._phase = Phase.LOADING
         self._drain_deadline = 0.0
@@ -92,6 +94,7 @@ class Launcher:
         self._start_all()
         while self._phase is not Phase.ENDED:
             self._poll.poll(1000 * TICK_SECONDS)
+            self._tell_untold()
             self._receive()  # before anybody is called stuck: this process may have stood still
             self._end_the_stuck()
             self._bury_the_dead()
@@ -194,10 +197,14 @@ class Launcher:
         """
         started = [child for child in self._children.values() if child.has_started]
         started.sort(key=lambda child: child.identity.kind == "frontend")
-        book = AddressBook(tuple(child.peer for child in started), self._is_warm())
-        self._mailbox.update_peers(book)
-        for peer in book.peers:
-            self._mailbox.send(peer.room, book)
+        self._book = AddressBook(tuple(child.peer for child in started), self._is_warm())
+        self._mailbox.update_peers(self._book)
+        self._untold = [peer.room for peer in self._book.peers]
+        self._tell_untold()
+
+    def _tell_untold(self) -> None:
+        """Sends the book to whom it has not reached: on a busy machine connecting takes time."""
+        self._untold = [room for room in self._untold if not self._mailbox.send(room, self._book)]
 
     # ── the dead and the stuck ───────────────────────────────────────────────────────────────────
 

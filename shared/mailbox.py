@@ -47,10 +47,11 @@ class Mailbox:
         return self._inbox.fileno()
 
     def join(self) -> None:
-        """Connects to the launcher and tells it that this inbox is bound."""
+        """Connects to the launcher and tells it that this inbox is bound, however long it takes."""
         launcher = Identity("launcher", 0, 0, self.identity.run_directory)
         self._outboxes[LAUNCHER] = Outbox(launcher.address)
-        self.send(LAUNCHER, RoomStarted(self.identity.room, self.identity.epoch))
+        while not self.send(LAUNCHER, RoomStarted(self.identity.room, self.identity.epoch)):
+            self._outboxes[LAUNCHER].wait_until_connected()  # the machine is busy
 
     def report_stage(self, stage: str) -> None:
         """Tells the launcher what this room's start does now, such as `loading the weights`."""
@@ -97,11 +98,6 @@ class Mailbox:
             logger.debug("%s cannot be reached with %s", room, type(message).__name__)
             return False
         return True
-
-    def broadcast(self, message: Message) -> None:
-        """Sends to every known peer."""
-        for room in self.peers:
-            self.send(room, message)
 
     def ready_rooms(self, kind: str) -> list[Peer]:
         """The ready peers of one kind, such as `worker`, in the address book's order."""

@@ -81,6 +81,13 @@ class Outbox:
         self._socket = _open(zmq.DEALER)
         self._socket.immediate = True  # queue only for a peer that is really connected
         self._socket.connect(address)
+        self.wait_until_connected()
+
+    def wait_until_connected(self) -> None:
+        """Returns once a message would be taken, or after a while in which the peer was not there.
+
+        Then the connection is made as soon as it can be, and messages are lost until it is.
+        """
         self._socket.poll(int(CONNECT_TIMEOUT_SECONDS * 1000), zmq.POLLOUT)
 
     def send(self, message: Message) -> bool:

@@ -162,7 +162,8 @@ def test_the_launchers_orders_are_obeyed_and_not_handed_on(open_mailbox: OpenMai
     launcher.update_peers(book(worker))
     stop = Stop(ErrorCode.SHUTTING_DOWN, "bye")
     for message in (book(worker), stop, Abort("r")):
-        launcher.broadcast(message)
+        for room in launcher.peers:
+            launcher.send(room, message)
     assert receive(worker, 1) == [Abort("r")]
     assert worker.stop == stop
     assert worker.peers == {"worker-0": peer(worker)}
