@@ -30,7 +30,7 @@ SIZES: dict[str, Any] = {
     "d_model": 32,
     "d_kv": 8,
     "d_ff": 48,
-    "num_layers": 2,
+    "num_layers": 3,  # as many as the decoder's, or generate() sizes its own cache wrongly
     "num_decoder_layers": 3,
     "num_heads": 4,
     "decoder_start_token_id": START,
@@ -115,7 +115,6 @@ def difference(model: Any, sequence: Sequence) -> str:
         torch.tensor([sequence.encoder_token_ids], device=model.device),
         max_new_tokens=sequence.max_tokens,
         do_sample=False,
-        use_cache=False,  # stock code sizes its own by the encoder's layers
         return_dict_in_generate=True,
         output_logits=True,
     )
