@@ -1,6 +1,7 @@
 """The worker's room with the formula for a model: the real loop, scheduler and messages."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer as Vocabulary
@@ -14,6 +15,7 @@ from benchmarks.formula.settings import FormulaSettings, load_settings
 from gpu_worker.intake import IntakeLimits
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.recovery import IsolatingRunner
+from gpu_worker.runner import Runner
 from gpu_worker.worker import Worker
 from scheduler.scheduler import Scheduler
 from shared.config import WorkerConfig
@@ -23,12 +25,14 @@ from shared.parts import ModelFacts
 MAX_MODEL_LEN = 4096  # unless the flags say otherwise
 BLOCKS_PER_ROW = MAX_MODEL_LEN // BLOCK_SIZE
 
+Around = Callable[[Runner], Runner]  # puts a runner of its own around the formula's
 
-def run(config: WorkerConfig, mailbox: Mailbox) -> None:
+
+def run(config: WorkerConfig, mailbox: Mailbox, around: Around = lambda runner: runner) -> None:
     """Serves the formula until the launcher says stop."""
     settings = load_settings(config.identity.run_directory)
     record = WorkerRecord()
-    worker = make_worker(config, settings, mailbox, record)
+    worker = make_worker(config, settings, mailbox, record, around)
     vocab_size = _vocabulary(config).get_vocab_size()
     mailbox.report_ready(ModelFacts(_max_model_len(config), vocab_size, {}, {}))
     worker.run()
@@ -36,7 +40,11 @@ def run(config: WorkerConfig, mailbox: Mailbox) -> None:
 
 
 def make_worker(
-    config: WorkerConfig, settings: FormulaSettings, mailbox: Mailbox, record: WorkerRecord
+    config: WorkerConfig,
+    settings: FormulaSettings,
+    mailbox: Mailbox,
+    record: WorkerRecord,
+    around: Around,
 ) -> Worker:
     """The real worker around the formula, which says tokens of the served model's vocabulary."""
     directory = Path(config.model.path)
@@ -64,7 +72,7 @@ def make_worker(
     return Worker(
         mailbox,
         _scheduler(config, num_blocks),
-        IsolatingRunner(runner),
+        IsolatingRunner(around(runner)),
         limits,
         microsleep_seconds=config.continuous_batching_microsleep,
     )

@@ -1,0 +1,1 @@
+"""What happens when something fails: planted faults, deaths, and what is left behind."""
