@@ -15,10 +15,10 @@ GPU_PYTHON := 3.12
 PACKAGES := frontend tokenizer_proc scheduler gpu_worker shared demo benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow lint format types imports docs check bench-gpu gpu-wheels clean
+.PHONY: help install serve test test-slow test-reliability soak lint format types imports docs check bench-gpu gpu-wheels clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## make .venv with everything, again whenever the requirements change
 
@@ -36,7 +36,13 @@ test: install  ## every fast test; needs neither a GPU nor a download (ARGS="-k 
 	$(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(TEST_PROCESSES))
 
 test-slow: install  ## the tests that take minutes
-	$(PY) -m pytest -m slow --timeout 1800 $(ARGS)
+	$(PY) -m pytest -m "slow and not reliability" --timeout 1800 $(ARGS)
+
+test-reliability: install  ## kills, faults and hostile requests by the thousand; ends with a table
+	$(PY) -m pytest tests/reliability -m reliability --timeout 1800 $(ARGS)
+
+soak: install  ## 20 minutes of mixed load; no process may grow (ARGS="--minutes 4")
+	$(PY) -m tests.reliability.soak $(ARGS)
 
 lint: install  ## style and likely mistakes (ruff)
 	$(PY) -m ruff check

@@ -43,9 +43,12 @@ class Outcome:
     @property
     def num_ends(self) -> int:
         """How often it ended; once is right."""
-        if self.status == 0:
-            return 1  # cut: the client knows that it has nothing
-        return (self.finish_reason is not None) + (self.error is not None)
+        return (self.finish_reason is not None) + (self.error is not None) + self.is_cut
+
+    @property
+    def is_cut(self) -> bool:
+        """True if the connection ended before the response did."""
+        return self.status == 0
 
     def read(self, raw: bytes) -> None:
         """Reads a response, whole or cut."""

@@ -6,9 +6,10 @@ No two are alike: requests that were under way at two deaths are refused, and ri
 import asyncio
 import itertools
 import json
+import math
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -63,28 +64,30 @@ def _formula() -> tuple[Vocabulary, Formula]:
 
 @dataclass(frozen=True)
 class Death:
-    """A process that was killed, and the time until another had taken its place."""
+    """A process that died, and when another had taken its place."""
 
     room: str
-    killed_at: float
+    died_at: float
     mended_at: float
+    stood_still_at: float = math.inf  # before it died
 
     TOLD_SECONDS = 2.0
     NOTICED_SECONDS = 0.5  # after which nothing is given to the dead any more
 
     def explains(self, failed: Outcome) -> bool:
         """True if a good request may have failed of it."""
-        was_open = failed.started < self.killed_at < failed.ended
-        if was_open and failed.ended > self.killed_at + self.TOLD_SECONDS:
+        begun_at = min(self.died_at, self.stood_still_at)
+        if failed.ended < begun_at or failed.started > self.mended_at:
+            return False
+        if failed.started < self.died_at and failed.ended > self.died_at + self.TOLD_SECONDS:
             return False
         if self.room.startswith("tokenizer"):  # the others go on; only what was inside fails
-            had_text = failed.first_text_at is not None and failed.first_text_at < self.killed_at
-            is_inside = failed.started < self.killed_at + self.NOTICED_SECONDS and not had_text
-            return is_inside and failed.ended > self.killed_at and failed.code == "engine_dead"
-        is_refusal = failed.code in ("engine_dead", "model_loading")
-        is_cut = failed.status == 0 or failed.num_ends == 0
-        is_told = is_cut if self.room.startswith("frontend") else is_refusal
-        return self.killed_at < failed.ended and failed.started < self.mended_at and is_told
+            had_text = failed.first_text_at is not None and failed.first_text_at < self.died_at
+            is_inside = failed.started < self.died_at + self.NOTICED_SECONDS and not had_text
+            return is_inside and failed.code == "engine_dead"
+        if self.room.startswith("frontend"):
+            return failed.is_cut or failed.code == "model_loading"
+        return failed.code in ("engine_dead", "model_loading")
 
 
 class GoodLoad:
@@ -142,20 +145,10 @@ class GoodLoad:
         """The number of whole answers, once the load is over; fails if any request was harmed."""
         assert self._is_over.is_set()
         for outcome in self.outcomes:
-            assert outcome.num_ends == 1 or is_cut_stream(outcome, deaths), outcome
+            assert outcome.num_ends == 1, outcome
             if outcome.is_whole:
                 assert outcome.num_done == 1
                 assert outcome.text == reference(outcome), outcome
             else:
                 assert any(death.explains(outcome) for death in deaths), (outcome, deaths)
         return self.num_whole
-
-
-def is_cut_stream(outcome: Outcome, deaths: tuple[Death, ...]) -> bool:
-    """True for a stream whose connection broke: only a frontend's death does that."""
-    return outcome.num_ends == 0 and any(d.room.startswith("frontend") for d in deaths)
-
-
-def failed_in(outcomes: list[Outcome]) -> Iterator[Outcome]:
-    """Those that have no whole answer."""
-    return (outcome for outcome in outcomes if not outcome.is_whole)

@@ -11,7 +11,7 @@ from tests.reliability.good import CANARY, GoodLoad
 from tests.waiting import wait_until
 
 READY_SECONDS = 90.0  # for a new life of a room on a busy machine
-REST_SECONDS = 10.0
+REST_SECONDS = 30.0
 SPARE_DESCRIPTORS = 2  # that ZeroMQ may be about to close, or a probe of ours to open
 
 
@@ -35,40 +35,40 @@ class Rest:
         wait_until(server.is_at_rest, REST_SECONDS)
         self._vitals = vitals_of(server)
         self._lives = lives_of(server)
+        self._died: set[str] = set()
 
-    def check(self, *fresh: str) -> None:
-        """Check Z; `fresh` are the rooms that have died since, once for each time."""
+    def wait_mended(self, *died: str) -> None:
+        """Returns once rooms that have died, each once more, live again and callers are let in."""
+        self._lives += Counter(died)
+        self._died |= set(died)
+        wait_until(lambda: lives_of(self._server) == self._lives, READY_SECONDS)
+        wait_until(lambda: is_ready(self._server), READY_SECONDS)
+
+    def check(self, *died: str) -> None:
+        """Check Z: no room has died but these, and those that `wait_mended` has waited for."""
         server = self._server
-        self.wait_mended(*fresh)
+        self.wait_mended(*died)
         wait_until(server.is_at_rest, REST_SECONDS)
-        died = {room for room, vitals in vitals_of(server).items() if self._is_another(vitals, room)}
-        assert died == set(fresh), f"{died} died, and not {set(fresh)}"
-        self._wait_not_grown(fresh)
+        now = vitals_of(server)
+        fresh = {room for room, vitals in now.items() if vitals.pid != self._vitals[room].pid}
+        assert fresh == self._died
+        self._wait_not_grown()
         assert zombies_of(server) == []
         assert not [line for line in server.log if CANARY in line]
-        self._vitals.update({room: vitals_of(server)[room] for room in died})
+        self._vitals.update({room: now[room] for room in fresh})
+        self._died = set()
 
-    def wait_mended(self, *fresh: str) -> None:
-        """Returns once every room lives, those that died in their next life, and is let in."""
-        lives = self._lives + Counter(fresh)
-        wait_until(lambda: lives_of(self._server) == lives, READY_SECONDS)
-        wait_until(lambda: is_ready(self._server), READY_SECONDS)
-        self._lives = lives
-
-    def _is_another(self, vitals: Vitals, room: str) -> bool:
-        return room not in self._vitals or vitals.pid != self._vitals[room].pid
-
-    def _wait_not_grown(self, fresh: tuple[str, ...]) -> None:
+    def _wait_not_grown(self) -> None:
         try:
-            wait_until(lambda: not self._grown(fresh), REST_SECONDS)
+            wait_until(lambda: not self._grown(), REST_SECONDS)
         except TimeoutError as error:
-            raise AssertionError(f"grown: {self._grown(fresh)}") from error
+            raise AssertionError(f"grown: {self._grown()}") from error
 
-    def _grown(self, fresh: tuple[str, ...]) -> list[tuple[Vitals, Vitals]]:
+    def _grown(self) -> list[tuple[Vitals, Vitals]]:
         """The processes that have more than they had, before and now."""
         now = vitals_of(self._server)
         assert now.keys() == self._vitals.keys()
-        pairs = [(self._vitals[room], now[room]) for room in now if room not in fresh]
+        pairs = [(self._vitals[room], now[room]) for room in now if room not in self._died]
         return [
             (old, new)
             for old, new in pairs

@@ -17,7 +17,7 @@ from tests.reliability.planted import HARMS, Harm, saying
 from tests.reliability.rest import Rest
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 ABORTS = 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="demo"}'
 FREED_SECONDS = 2.0  # of which a report of the worker takes up to one at rest
 

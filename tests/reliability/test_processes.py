@@ -1,0 +1,157 @@
+"""A process dies or stands still under load: who is told, who goes on, and what is left."""
+
+import asyncio
+import random
+import time
+
+import openai
+import pytest
+
+from tests.e2e.server import RunningServer
+from tests.reliability.client import ask
+from tests.reliability.conftest import Measured
+from tests.reliability.good import Death, GoodLoad
+from tests.reliability.planted import STALL_SECONDS, saying
+from tests.reliability.rest import Rest
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+SLOW = (pytest.mark.slow, pytest.mark.reliability)
+ROOMS = ("worker-0", "tokenizer-1", "detokenizer-0", "frontend-0")
+
+
+def wait_until_streaming(load: GoodLoad) -> None:
+    """Every client is within an answer, which is so when all have been through one."""
+    wait_until(lambda: load.num_whole >= load.num_streams, 30)
+    wait_until(lambda: load.num_open == load.num_streams, 30)
+
+
+def kill(server: RunningServer, rest: Rest, room: str, load: GoodLoad) -> Death:
+    """Kills a room, and waits for its next life and for answers through it."""
+    victim = server.children()[room]
+    died_at = time.monotonic()
+    victim.kill()
+    rest.wait_mended(room)
+    mended_at = time.monotonic()
+    wait_for_answers(load)
+    return Death(room, died_at, mended_at)
+
+
+def wait_for_answers(load: GoodLoad) -> None:
+    """Returns once every client may have had an answer that was begun after this call."""
+    num_whole = load.num_whole
+    wait_until(lambda: load.num_whole >= num_whole + 2 * load.num_streams, 30)
+
+
+def told_seconds(load: GoodLoad, death: Death) -> float:
+    """How long after the death the last request that failed of it had its outcome."""
+    failed = [o for o in load.outcomes if not o.is_whole and o.started < death.died_at < o.ended]
+    return max((outcome.ended - death.died_at for outcome in failed), default=0.0)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_killed_room_is_replaced_and_harms_only_what_was_in_it(
+    faulty: RunningServer, rest: Rest, room: str
+) -> None:
+    with GoodLoad(faulty.port) as load:
+        wait_until_streaming(load)
+        death = kill(faulty, rest, room, load)
+    assert load.unharmed((death,))
+    rest.check()
+    assert any(f"{room} (pid" in line and "SIGKILL" in line for line in faulty.log)
+
+
+def test_rooms_that_stand_still_for_a_moment_lose_nothing(
+    faulty: RunningServer, rest: Rest
+) -> None:
+    with GoodLoad(faulty.port) as load:
+        wait_until_streaming(load)
+        for room in ROOMS:
+            process = faulty.children()[room]
+            process.suspend()
+            time.sleep(0.2 * STALL_SECONDS)  # this is what is tested
+            process.resume()
+        wait_for_answers(load)
+    assert load.unharmed()
+    rest.check()
+
+
+@pytest.mark.parametrize("room", [pytest.param(room, marks=SLOW) for room in ROOMS])
+def test_a_room_that_stands_still_is_found_and_replaced(
+    faulty: RunningServer, rest: Rest, measured: Measured, room: str
+) -> None:
+    with GoodLoad(faulty.port) as load:
+        wait_until_streaming(load)
+        process = faulty.children()[room]
+        stopped_at = time.monotonic()
+        process.suspend()
+        wait_until(lambda: not process.is_running(), 4 * STALL_SECONDS)
+        died_at = time.monotonic()
+        rest.wait_mended(room)
+        death = Death(room, died_at, time.monotonic(), stopped_at)
+        wait_for_answers(load)
+    assert load.unharmed((death,))
+    measured("P25", f"{room} stopped, s to its end", f"<= {STALL_SECONDS + 3}", died_at - stopped_at)
+    rest.check()
+
+
+# ── requests that kill ───────────────────────────────────────────────────────────────────────────
+
+
+def died_since(server: RunningServer, before: dict[str, int]) -> list[str]:
+    """The rooms that have another process than before, or none."""
+    now = {room: process.pid for room, process in server.children().items()}
+    return [room for room, pid in before.items() if now.get(room) != pid]
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+@pytest.mark.parametrize(
+    ("word", "kind", "cause"),
+    [
+        ("killprefill", "worker", "was killed by SIGSEGV"),
+        ("killdecode", "worker", "was killed by SIGSEGV"),
+        ("lostgpu", "worker", "failed: the GPU is lost"),
+        ("quitstep", "worker", "exited with status 0"),
+        ("hangstep", "worker", "was killed by SIG"),
+        ("killtext", "detokenizer", "was killed by SIGSEGV"),
+        ("killencode", "tokenizer", "was killed by SIGSEGV"),
+        ("hangencode", "tokenizer", "was killed by SIG"),
+    ],
+)
+def test_a_request_that_ends_a_process_is_told_and_the_process_replaced(
+    faulty: RunningServer, rest: Rest, word: str, kind: str, cause: str
+) -> None:
+    before = {room: process.pid for room, process in faulty.children().items()}
+    num_lines = len(faulty.log)
+    with GoodLoad(faulty.port) as load:
+        wait_until_streaming(load)
+        path, body = saying(word, random.Random(time.monotonic_ns()), stream=True)
+        sent_at = time.monotonic()
+        killer = asyncio.run(ask(faulty.port, path, body))
+        (room,) = died_since(faulty, before)
+        rest.wait_mended(room)
+        # It died at some time between the request and its outcome.
+        death = Death(room, killer.ended, time.monotonic(), stood_still_at=sent_at)
+        wait_for_answers(load)
+    assert room.startswith(kind)
+    assert killer.code == "engine_dead"
+    assert killer.num_ends == 1
+    assert load.unharmed((death,))
+    log = "".join(faulty.log[num_lines:])
+    assert cause in log
+    assert ("in perform" in log) == (word.startswith(("hang", "kill"))), "its stack"
+    rest.check()
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_a_request_that_kills_is_refused_after_two_deaths(
+    faulty: RunningServer, rest: Rest
+) -> None:
+    with (
+        openai.OpenAI(base_url=f"{faulty.url}/v1", api_key="-", max_retries=20) as client,
+        pytest.raises(openai.BadRequestError, match="died 2 times"),
+    ):
+        client.completions.create(model="demo", prompt="killdecode, again", max_tokens=12)
+    rest.check("worker-0", "worker-0")
