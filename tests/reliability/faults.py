@@ -99,15 +99,20 @@ def perform(fault: Fault) -> None:
             raise RuntimeError(FIRST_CUDA_ERROR)
         case Do.SLOW:
             time.sleep(fault.seconds)
-        case Do.HANG:
-            while True:
-                pass
-        case Do.SEGV:
-            ctypes.string_at(0)
-        case Do.EXIT:
-            os._exit(0)
+        case Do.HANG | Do.SEGV | Do.EXIT:
+            _end(fault.do)
         case Do.NAN:
             raise AssertionError("only a sampled token can be no number")
+
+
+def _end(how: Do) -> None:
+    """Ends the process, or all that it does."""
+    if how is Do.EXIT:
+        os._exit(0)
+    if how is Do.SEGV:
+        ctypes.string_at(0)
+    while True:
+        pass
 
 
 def save_faults(faults: Sequence[Fault], run_directory: str) -> None:

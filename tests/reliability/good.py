@@ -9,11 +9,11 @@ import json
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import uvloop
 from tokenizers import Tokenizer as Vocabulary
@@ -90,6 +90,13 @@ class Death:
         return failed.code in ("engine_dead", "model_loading")
 
 
+class Excuse(Protocol):
+    """Something for which a good request may fail: a death, or a drain."""
+
+    def explains(self, failed: Outcome) -> bool:
+        """True if this request may have failed of it."""
+
+
 class GoodLoad:
     """Keeps good streams open, from a thread of its own, while a test does its harm."""
 
@@ -141,7 +148,7 @@ class GoodLoad:
         """Whole answers so far."""
         return sum(outcome.is_whole for outcome in self.outcomes)
 
-    def unharmed(self, deaths: tuple[Death, ...] = ()) -> int:
+    def unharmed(self, excuses: Sequence[Excuse] = ()) -> int:
         """The number of whole answers, once the load is over; fails if any request was harmed."""
         assert self._is_over.is_set()
         for outcome in self.outcomes:
@@ -150,5 +157,5 @@ class GoodLoad:
                 assert outcome.num_done == 1
                 assert outcome.text == reference(outcome), outcome
             else:
-                assert any(death.explains(outcome) for death in deaths), (outcome, deaths)
+                assert any(excuse.explains(outcome) for excuse in excuses), (outcome, excuses)
         return self.num_whole

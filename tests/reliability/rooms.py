@@ -37,7 +37,7 @@ def run_tokenizer(config: Any, mailbox: Mailbox) -> None:
             return super().encode(prompt, context)
 
     plan.strike(At.LOAD, config.identity.room)
-    tokenizer.PromptEncoder = FaultyEncoder  # type: ignore[misc]  # planted
+    tokenizer.PromptEncoder = FaultyEncoder  # type: ignore[attr-defined]  # planted
     tokenizer.run(config, mailbox)
 
 
@@ -54,7 +54,7 @@ def run_detokenizer(config: Any, mailbox: Mailbox) -> None:
             return super().add(*arguments)
 
     plan.strike(At.LOAD, config.identity.room)
-    detokenizer.Answer = FaultyAnswer  # type: ignore[misc]  # planted
+    detokenizer.Answer = FaultyAnswer  # type: ignore[attr-defined]  # planted
     detokenizer.run(config, mailbox)
 
 
@@ -81,7 +81,7 @@ if __name__ == "__main__":
     for kind in PLANTED:
         entry = f"tests.reliability.rooms:run_{kind}"
         ROOM_KINDS[kind] = RoomKind(entry, ROOM_KINDS[kind].config_class)
-    process.Mailbox = FaultyMailbox  # type: ignore[misc]  # planted
+    process.Mailbox = FaultyMailbox  # type: ignore[attr-defined]  # planted
     status = process.main(sys.argv[1])
     logging.shutdown()
     os._exit(status)  # as shared/process.py does

@@ -28,7 +28,7 @@ from tests.reliability.conftest import Measured
 HOUR = 3600.0
 PREFILL_SECONDS = 60.0
 TICK_SECONDS = 0.25
-SIZES = {"num_blocks": 64, "block_size": 4, "max_sequences": 4}
+SIZES: dict[str, Any] = {"num_blocks": 64, "block_size": 4, "max_sequences": 4}
 STALL_SECONDS = ServerConfig().launcher.stall_timeout
 PEERS = ("frontend-0", "tokenizer-0", DETOKENIZER, "worker-0")
 
@@ -53,6 +53,8 @@ class Watch:
                 self._child.heard_at = self._clock()
             case WorkerReported():
                 self._health.note_report(message, self._clock())
+            case _:
+                pass  # no sign of life
 
     def let_pass(self, seconds: float) -> None:
         """Looks at the worker again and again while this time passes."""
@@ -110,7 +112,9 @@ def alarms_in_an_hour(step_seconds: float, monkeypatch: pytest.MonkeyPatch) -> i
         microsleep_seconds=0.001,
         clock=clock,
     )
-    requests = [generate(f"r-{n}", *[10 + n % 80] * (chunk * num_steps), max_tokens=1) for n in range(64)]
+    requests = [
+        generate(f"r-{n}", *[10 + n % 80] * (chunk * num_steps), max_tokens=1) for n in range(64)
+    ]
     mailbox.deliver(*requests)
     worker.run()
     assert mailbox.stop == SHUTDOWN
@@ -119,9 +123,7 @@ def alarms_in_an_hour(step_seconds: float, monkeypatch: pytest.MonkeyPatch) -> i
 
 
 @pytest.mark.parametrize("step_seconds", [1.0, 20.0, 59.0])
-def test_long_prefills_raise_no_alarm(
-    step_seconds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_prefills_raise_no_alarm(step_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     assert alarms_in_an_hour(step_seconds, monkeypatch) == 0
 
 

@@ -22,7 +22,7 @@ from tests.reliability.scale import scaled
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.reliability]
 NUM_HOSTILE, NUM_GOOD = 10_000, 2_000
-NUM_CALLERS = 16
+NUM_CALLERS = 32
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
 ALLOWED_HERE = ("n", 9)  # the table is of a server that makes eight answers at most
 
@@ -55,9 +55,9 @@ def cut_somewhere(body: bytes, chance: random.Random) -> bytes:
 def hostile(chance: random.Random) -> tuple[bytes, frozenset[int]]:
     """A request, and the statuses that it may have."""
     kind = chance.random()
-    if kind < 0.4:
-        return raw(chance.choice(MALFORMED)), frozenset({400})
     if kind < 0.6:
+        return raw(chance.choice(MALFORMED)), frozenset({400})
+    if kind < 0.8:
         good = json.dumps({**HELLO, "temperature": chance.random()}).encode()
         return raw(cut_somewhere(good, chance)), frozenset({200, 400})
     harm = chance.choice(HARMS)

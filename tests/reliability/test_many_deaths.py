@@ -23,7 +23,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.reliability]
     [("P3", ("worker-0",), 47), ("P4", ("tokenizer-0", "tokenizer-1"), 50)],
 )
 def test_many_deaths_in_a_row(
-    faulty: RunningServer, rest: Rest, measured: Measured, promise: str, rooms: tuple[str, ...], count: int
+    faulty: RunningServer,
+    rest: Rest,
+    measured: Measured,
+    promise: str,
+    rooms: tuple[str, ...],
+    count: int,
 ) -> None:
     deaths: list[Death] = []
     with GoodLoad(faulty.port) as load:
@@ -48,9 +53,7 @@ def test_many_deaths_in_a_row(
 
 def test_two_hundred_short_lives_leave_no_zombie(measured: Measured) -> None:
     num_lives = scaled(200)
-    short = [
-        Fault(At.HELLO, Do.EXIT, "tokenizer-1", life=life) for life in range(2, num_lives + 2)
-    ]
+    short = [Fault(At.HELLO, Do.EXIT, "tokenizer-1", life=life) for life in range(2, num_lives + 2)]
     flags = ("--tokenizer-processes", "2", "--restart-limit", "1000")
     with running_faulty(*flags, faults=short) as server:
         rest = Rest(server)

@@ -3,10 +3,12 @@
 import asyncio
 import random
 import time
+from contextlib import suppress
 
 import openai
 import pytest
 
+from benchmarks.raw_http import connect, post
 from tests.e2e.server import RunningServer
 from tests.reliability.client import ask
 from tests.reliability.conftest import Measured
@@ -91,8 +93,35 @@ def test_a_room_that_stands_still_is_found_and_replaced(
         death = Death(room, died_at, time.monotonic(), stopped_at)
         wait_for_answers(load)
     assert load.unharmed((death,))
-    measured("P25", f"{room} stopped, s to its end", f"<= {STALL_SECONDS + 3}", died_at - stopped_at)
+    measured(
+        "P25", f"{room} stopped, s to its end", f"<= {STALL_SECONDS + 3}", died_at - stopped_at
+    )
     rest.check()
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_clients_that_leave_during_a_restart_leave_nothing(
+    faulty: RunningServer, rest: Rest
+) -> None:
+    """Some leave as the worker dies, some while the next life loads."""
+
+    async def leave_after(seconds: float) -> None:
+        connection = await connect(faulty.port)
+        path, body = saying("fine", random.Random(seconds), stream=True, max_tokens=3000)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await connection.ask(post(path, body))
+        connection.close()
+
+    async def leave_one_after_the_other() -> None:
+        leaving = [asyncio.create_task(leave_after(0.5 + 0.02 * n)) for n in range(50)]
+        await asyncio.sleep(0.6)
+        faulty.children()["worker-0"].kill()
+        await asyncio.gather(*leaving)
+
+    asyncio.run(leave_one_after_the_other())
+    rest.check("worker-0")
 
 
 # ── requests that kill ───────────────────────────────────────────────────────────────────────────
