@@ -24,6 +24,8 @@ from tests.e2e.server import ROOT, RunningServer, running_server
 from tests.reliability.faults import FILE_NAME, Fault, save_faults
 
 SETTINGS = FormulaSettings(step_ms=10.0)
+# The formula says any token, also one that begins thoughts; they stay in the content.
+FLAGS = ("--hf-model", "demo", "--reasoning-field", "none")
 
 
 class FaultyLauncher(FormulaLauncher):
@@ -51,7 +53,7 @@ def running_faulty(
     *flags: str, faults: Sequence[Fault] = (), start_seconds: float = children.START_SECONDS
 ) -> Iterator[RunningServer]:
     """A ready server with these faults; `flags` are the launcher's."""
-    with running_server("--hf-model", "demo", *flags, program=program(faults, start_seconds)) as it:
+    with running_server(*FLAGS, *flags, program=program(faults, start_seconds)) as it:
         yield it
 
 

@@ -23,7 +23,7 @@ from tests.reliability.conftest import Measured
 from tests.reliability.good import GoodLoad, good_request
 from tests.reliability.rest import Rest
 from tests.reliability.scale import scaled
-from tests.reliability.server import program, running_faulty
+from tests.reliability.server import FLAGS, program, running_faulty
 from tests.reliability.test_frames import run_directory_of
 from tests.reliability.test_processes import wait_until_streaming
 from tests.waiting import wait_until
@@ -149,7 +149,7 @@ def restarting(server: RunningServer) -> None:
 def started(run_directory: Path, *flags: str) -> RunningServer:
     """A server that may not be ready yet."""
     common = ["--host", "127.0.0.1", "--port", "0", "--run-directory", str(run_directory)]
-    return RunningServer([*program(), *common, "--hf-model", "demo", *flags])
+    return RunningServer([*program(), *common, *FLAGS, *flags])
 
 
 @contextmanager

@@ -64,13 +64,13 @@ def hostile(chance: random.Random) -> tuple[bytes, frozenset[int]]:
     return post(*saying(harm.word, chance)), frozenset({harm.status})
 
 
-async def attack(port: int, count: int) -> Counter[int]:
+async def attack(port: int, count: int, seed: int) -> Counter[int]:
     """Hostile requests one after the other from each of some callers; the statuses."""
     statuses: Counter[int] = Counter()
     pool = Pool(port)
 
     async def call(caller: int) -> None:
-        chance = random.Random(caller)
+        chance = random.Random(f"{seed}-{caller}")
         for _ in range(count // NUM_CALLERS):
             request, allowed = hostile(chance)
             reply = await pool.ask(request)
@@ -88,7 +88,7 @@ def test_hostile_requests_harm_nobody(
     with GoodLoad(faulty.port) as load:
         statuses: Counter[int] = Counter()
         while statuses.total() < scaled(NUM_HOSTILE) or load.num_whole < scaled(NUM_GOOD):
-            statuses += asyncio.run(attack(faulty.port, scaled(1_000)))
+            statuses += asyncio.run(attack(faulty.port, scaled(1_000), seed=statuses.total()))
     whole = load.unharmed()
     measured("P1", "hostile requests", "10000", statuses.total())
     measured("P1", "their statuses", "400, 500; 200 where a cut body is right", dict(statuses))

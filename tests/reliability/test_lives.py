@@ -20,7 +20,7 @@ from tests.reliability.faults import At, Do, Fault
 from tests.reliability.good import Death, GoodLoad
 from tests.reliability.planted import STALL_SECONDS
 from tests.reliability.rest import READY_SECONDS, Rest, is_ready, lives_of
-from tests.reliability.server import program, running_faulty
+from tests.reliability.server import FLAGS, program, running_faulty
 from tests.reliability.test_processes import kill, wait_for_answers, wait_until_streaming
 from tests.waiting import wait_until
 
@@ -144,7 +144,7 @@ def service_manager(path: Path) -> Iterator[list[str]]:
 def test_the_service_manager_hears_when_it_is_ready_alive_and_ending(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     environ = ("env", f"NOTIFY_SOCKET={path}", "WATCHDOG_USEC=1500000")
-    flags = ("--hf-model", "demo", "--restart-limit", "9", "--stall-timeout", str(STALL_SECONDS))
+    flags = (*FLAGS, "--restart-limit", "9", "--stall-timeout", str(STALL_SECONDS))
     with (
         service_manager(path) as said,
         running_server(*flags, program=(*environ, *program())) as server,
