@@ -23,6 +23,7 @@ class At(StrEnum):
     HELLO = "hello"  # before a room's first word; its name
     LOAD = "load"  # before a room is ready; its name
     ENCODE = "encode"  # the tokenizer, before it encodes; the prompt's text
+    PASS_ON = "pass_on"  # the tokenizer, before the worker is told; the request's stop strings
     STEP = "step"  # the worker, before a step; the prompt of each sequence in it
     SAMPLE = "sample"  # the worker, after a step; the prompt of each sequence that samples
     TEXT = "text"  # the detokenizer, before a token's text; the request's stop strings

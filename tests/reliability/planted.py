@@ -41,6 +41,7 @@ FAULTS = (
     Fault(At.ENCODE, Do.PANIC, "panicencode"),
     Fault(At.ENCODE, Do.SEGV, "killencode"),
     Fault(At.ENCODE, Do.HANG, "hangencode"),
+    Fault(At.PASS_ON, Do.EXIT, "losttext"),
     Fault(At.STEP, Do.RAISE, "boomprefill", step=0),
     Fault(At.STEP, Do.RAISE, "boomdecode", step=3),
     Fault(At.STEP, Do.RAISE, "boomonce", times=1),

@@ -6,16 +6,19 @@ The worker's model is the formula. Started as `python -P -m tests.reliability.ro
 import logging
 import os
 import sys
+import time
 from functools import partial
 from typing import Any
 
 from shared import process
 from shared.config import Identity
 from shared.mailbox import Mailbox
+from shared.messages import Generate, Message
 from shared.parts import Prompt
 from shared.process import ROOM_KINDS, RoomKind
-from tests.reliability.faults import At, FaultPlan, load_faults
+from tests.reliability.faults import At, FaultPlan, load_faults, perform
 
+SENT_SECONDS = 0.2  # in which what was sent before has left the process
 PLANTED = ("tokenizer", "detokenizer", "worker")
 
 
@@ -36,7 +39,16 @@ def run_tokenizer(config: Any, mailbox: Mailbox) -> None:
             plan.strike(At.ENCODE, repr(prompt))
             return super().encode(prompt, context)
 
+    def send(room: str, message: Message) -> bool:
+        if isinstance(message, Generate):
+            fault = plan.due(At.PASS_ON, repr(message.text.options.stop))
+            if fault is not None:
+                time.sleep(SENT_SECONDS)
+                perform(fault)
+        return Mailbox.send(mailbox, room, message)
+
     plan.strike(At.LOAD, config.identity.room)
+    mailbox.send = send  # type: ignore[method-assign]  # planted
     tokenizer.PromptEncoder = FaultyEncoder  # type: ignore[attr-defined]  # planted
     tokenizer.run(config, mailbox)
 

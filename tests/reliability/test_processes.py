@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.raw_http import connect, post
 from tests.e2e.server import RunningServer
-from tests.reliability.client import ask
+from tests.reliability.client import Outcome, ask
 from tests.reliability.conftest import Measured
 from tests.reliability.good import Death, GoodLoad
 from tests.reliability.planted import STALL_SECONDS, saying
@@ -19,6 +19,7 @@ from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 SLOW = (pytest.mark.slow, pytest.mark.reliability)
+GIVEN_UP_SECONDS = 3.0
 ROOMS = ("worker-0", "tokenizer-1", "detokenizer-0", "frontend-0")
 
 
@@ -124,6 +125,32 @@ def test_clients_that_leave_during_a_restart_leave_nothing(
     rest.check("worker-0")
 
 
+@pytest.mark.slow
+@pytest.mark.reliability
+@pytest.mark.parametrize("room", ["frontend-0", "detokenizer-0"])
+def test_what_ran_for_the_dead_is_given_up(faulty: RunningServer, rest: Rest, room: str) -> None:
+    """Answers that would run for half a minute more hold no block when the next life is ready."""
+
+    async def ask_for_long_answers() -> list[Outcome]:
+        chance = random.Random(room)
+        bodies = [saying("fine", chance, stream=True, max_tokens=3000) for _ in range(8)]
+        asked = [asyncio.create_task(ask(faulty.port, *body)) for body in bodies]
+        await asyncio.to_thread(wait_until, lambda: has_running(faulty, len(asked)), 20)
+        faulty.children()[room].kill()
+        return await asyncio.gather(*asked)
+
+    outcomes = asyncio.run(ask_for_long_answers())
+    assert all(outcome.code == "engine_dead" or outcome.is_cut for outcome in outcomes)
+    rest.wait_mended(room)
+    wait_until(faulty.is_at_rest, GIVEN_UP_SECONDS)
+    rest.check()
+
+
+def has_running(server: RunningServer, count: int) -> bool:
+    """True when so many requests run in the worker."""
+    return server.metric("vllm:num_requests_running") == count
+
+
 # ── requests that kill ───────────────────────────────────────────────────────────────────────────
 
 
@@ -146,6 +173,7 @@ def died_since(server: RunningServer, before: dict[str, int]) -> list[str]:
         ("killtext", "detokenizer", "was killed by SIGSEGV"),
         ("killencode", "tokenizer", "was killed by SIGSEGV"),
         ("hangencode", "tokenizer", "was killed by SIG"),
+        ("losttext", "tokenizer", "exited with status 0"),
     ],
 )
 def test_a_request_that_ends_a_process_is_told_and_the_process_replaced(
