@@ -14,7 +14,7 @@ from shared.config import TokenizerConfig
 from shared.errors import ErrorCode, RequestError
 from shared.mailbox import BEAT_SECONDS, Mailbox, unexpected
 from shared.messages import Abort, CreditGranted, Decode, Encode, Message, RequestFailed, Tokenize
-from shared.parts import ModelFacts
+from shared.parts import ModelFacts, Route
 from tokenizer_proc.encoder_input import JOINED_CONTENTS, has_encoder
 from tokenizer_proc.generation import accept
 from tokenizer_proc.loading import load_tokenizer
@@ -72,6 +72,8 @@ class Tokenizer:
 
     def _handle(self, message: Message) -> None:
         match message:
+            case Tokenize(route=route) if self._is_over(route):
+                pass  # nobody waits for it, and the frontend's next life has credit of its own
             case Tokenize() | Encode() | Decode():
                 self._serve(message)
                 self._grant(_frontend(message), 1)
@@ -79,6 +81,11 @@ class Tokenizer:
                 pass  # one that came with its command has been noted; any other came too late
             case _:
                 unexpected(message)
+
+    def _is_over(self, route: Route) -> bool:
+        """True if the frontend's next life is known already."""
+        frontend = self._mailbox.peers.get(f"frontend-{route.frontend_id}")
+        return frontend is not None and frontend.epoch > route.frontend_epoch
 
     def _serve(self, message: Command) -> None:
         """Answers the command or says why not; no caller's text ends the process."""

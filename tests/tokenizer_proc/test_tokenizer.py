@@ -18,7 +18,7 @@ from shared.messages import (
     RequestFailed,
     Tokenize,
 )
-from shared.parts import ChatPrompt, ModelFacts, Peer, Prompt, TextOptions, TextPrompt
+from shared.parts import ChatPrompt, ModelFacts, Peer, Prompt, Route, TextOptions, TextPrompt
 from shared.sampling import MAX_PROMPT_LOGPROBS
 from tests.builders import GREEDY, ROUTE
 from tests.fakes import FakeMailbox
@@ -66,6 +66,13 @@ def test_a_frontend_gets_its_first_credit_and_one_back_for_each_command() -> Non
     commands = (tokenize("a"), tokenize("b", content=None), encode("c"), Decode("d", 0, (1, 999)))
     granted = serve(*commands).of_type(CreditGranted)
     assert [grant.count for grant in granted] == [CREDIT, 1, 1, 1, 1]
+
+
+def test_what_a_dead_frontend_asked_gives_its_next_life_no_credit() -> None:
+    first, next_life = Route(0, 0, 1), Route(0, 1, 1)  # the book says that frontend-0 is in epoch 1
+    mailbox = serve(tokenize("a", route=first), tokenize("b", route=next_life))
+    assert [grant.count for grant in mailbox.of_type(CreditGranted)] == [CREDIT, 1]
+    assert [generate.request_id for generate in mailbox.of_type(Generate)] == ["b"]
 
 
 def test_a_prompt_is_accepted_before_the_worker_can_answer_it() -> None:
