@@ -1,6 +1,7 @@
 """The server that the tests of this folder share, and the table of what was measured."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,22 +10,25 @@ from tests.reliability.planted import FAULTS, STALL_SECONDS, save_template
 from tests.reliability.rest import Rest
 from tests.reliability.server import running_faulty
 
+FLAGS = (
+    *("--tokenizer-processes", "2"),
+    *("--restart-limit", "1000"),
+    *("--continuous-batching-batch-size", "16"),
+)
 Measured = Callable[[str, str, str, object], None]
 _ROWS = pytest.StashKey[list[tuple[str, str, str, str]]]()
 
 
 @pytest.fixture(scope="session")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat template that fails at a word."""
+    return save_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture(scope="session")
+def faulty(template: Path) -> Iterator[RunningServer]:
     """A formula server with two tokenizers and every planted fault, that mends all deaths."""
-    flags = {
-        "--tokenizer-processes": 2,
-        "--restart-limit": 1000,
-        "--stall-timeout": STALL_SECONDS,
-        "--continuous-batching-batch-size": 16,
-        "--chat-template": save_template(tmp_path_factory.mktemp("template")),
-    }
-    arguments = [str(word) for flag in flags.items() for word in flag]
-    with running_faulty(*arguments, faults=FAULTS) as server:
+    with running_faulty(*FLAGS, "--chat-template", str(template), faults=FAULTS) as server:
         yield server
 
 
@@ -32,6 +36,20 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def rest(faulty: RunningServer) -> Rest:
     """What `faulty` is like when it has nothing to do."""
     return Rest(faulty)
+
+
+@pytest.fixture(scope="session")
+def impatient(template: Path) -> Iterator[RunningServer]:
+    """The same, which soon takes a silent room for stuck; on a crowded machine also a slow one."""
+    flags = (*FLAGS, "--chat-template", str(template), "--stall-timeout", str(STALL_SECONDS))
+    with running_faulty(*flags, faults=FAULTS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def impatient_rest(impatient: RunningServer) -> Rest:
+    """What `impatient` is like when it has nothing to do."""
+    return Rest(impatient)
 
 
 @pytest.fixture

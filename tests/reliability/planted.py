@@ -9,7 +9,7 @@ from tests.reliability.client import CHAT, COMPLETION
 from tests.reliability.faults import At, Do, Fault
 from tests.reliability.good import CANARY
 
-STALL_SECONDS = 5
+STALL_SECONDS = 5  # of the server that is impatient
 SLOW_SECONDS = 0.3
 
 

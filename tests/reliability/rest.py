@@ -10,7 +10,7 @@ from tests.e2e.server import RunningServer
 from tests.reliability.good import CANARY, GoodLoad
 from tests.waiting import wait_until
 
-READY_SECONDS = 90.0  # for a new life of a room on a busy machine
+READY_SECONDS = 120.0  # for a new life of a room on a busy machine
 REST_SECONDS = 30.0
 SPARE_DESCRIPTORS = 2  # that ZeroMQ may be about to close, or a probe of ours to open
 
@@ -41,8 +41,12 @@ class Rest:
         """Returns once rooms that have died, each once more, live again and callers are let in."""
         self._lives += Counter(died)
         self._died |= set(died)
-        wait_until(lambda: lives_of(self._server) == self._lives, READY_SECONDS)
-        wait_until(lambda: is_ready(self._server), READY_SECONDS)
+        try:
+            wait_until(lambda: lives_of(self._server) == self._lives, READY_SECONDS)
+            wait_until(lambda: is_ready(self._server), READY_SECONDS)
+        except TimeoutError as error:
+            said = "".join(line for line in self._server.log if " launcher " in line)
+            raise AssertionError(f"not {self._lives}, but {said[-3000:]}") from error
 
     def check(self, *died: str) -> None:
         """Check Z: no room has died but these, and those that `wait_mended` has waited for."""

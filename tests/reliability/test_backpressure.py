@@ -27,16 +27,16 @@ MIB = 2**20
 
 
 def test_a_stuck_tokenizer_holds_no_more_than_its_credit(
-    faulty: RunningServer, rest: Rest, measured: Measured
+    impatient: RunningServer, impatient_rest: Rest, measured: Measured
 ) -> None:
-    with GoodLoad(faulty.port, num_streams=24) as load:
+    with GoodLoad(impatient.port, num_streams=24) as load:
         wait_until_streaming(load)
-        tokenizer = faulty.children()["tokenizer-0"]
+        tokenizer = impatient.children()["tokenizer-0"]
         stopped_at = time.monotonic()
         tokenizer.suspend()
         wait_until(lambda: not tokenizer.is_running(), 4 * STALL_SECONDS)
         died_at = time.monotonic()
-        rest.wait_mended("tokenizer-0")
+        impatient_rest.wait_mended("tokenizer-0")
         wait_for_answers(load)
     assert load.unharmed((Death("tokenizer-0", died_at, time.monotonic(), stopped_at),))
     held = [o for o in load.outcomes if o.started < died_at and not o.is_whole]
@@ -44,7 +44,7 @@ def test_a_stuck_tokenizer_holds_no_more_than_its_credit(
     assert len(held) <= CREDIT
     between = [o for o in load.outcomes if stopped_at < o.started and o.ended < died_at]
     assert sum(o.is_whole for o in between) > len(held), "the other tokenizer goes on"
-    rest.check()
+    impatient_rest.check()
 
 
 class Flood:
