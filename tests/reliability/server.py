@@ -75,6 +75,7 @@ def main() -> int:
     middle = sys.argv.index("--")
     own = parser.parse_args(sys.argv[1:middle])
     children.START_SECONDS = own.start_seconds
+    children.TOKENIZER_NICENESS = 0  # on a crowded machine a new life would take minutes
     sys.argv[1:] = sys.argv[middle + 1 :]
     return launcher.main(partial(FaultyLauncher, faults=own.faults))
 
