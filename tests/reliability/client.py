@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.raw_http import Connection, post
 
 _CHUNK = re.compile(rb"([0-9a-fA-F]+)\r\n")
+OUTCOME_SECONDS = 60.0  # in which every request of these tests has an outcome
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 
@@ -112,11 +113,14 @@ async def ask(port: int, path: str, body: dict[str, Any]) -> Outcome:
     loop = asyncio.get_running_loop()
     try:
         _, connection = await loop.create_connection(TimedConnection, "127.0.0.1", port)
-        reply = await connection.ask(post(path, body))
+        async with asyncio.timeout(OUTCOME_SECONDS):
+            reply = await connection.ask(post(path, body))
         outcome.status, outcome.first_text_at = reply.status, connection.first_text_at
         outcome.read(b"".join(reply.data))
         connection.close()
-    except OSError:
+    except TimeoutError as error:
+        raise AssertionError(f"no outcome: {outcome}") from error
+    except OSError:  # nobody listens
         outcome.status = 0
     outcome.ended = time.monotonic()
     return outcome

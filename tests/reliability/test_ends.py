@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from benchmarks.raw_http import post
+from shared.launching.signals import HANDLED
 from tests.e2e.server import LAUNCHER, RunningServer
 from tests.e2e.test_deaths import is_alive
 from tests.reliability.client import CHAT, Outcome
@@ -77,8 +78,8 @@ def drain(number: signal.Signals) -> tuple[float, float, int]:
 @pytest.mark.slow
 @pytest.mark.reliability
 def test_a_signal_lets_every_stream_end(measured: Measured) -> None:
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    cycles = [drain(signals[number % 3]) for number in range(scaled(30))]
+    signals = [number for number in HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
+    cycles = [drain(signals[number % len(signals)]) for number in range(scaled(30))]
     measured("P8", "drains under load; streams cut 0, exit status 0", "30", len(cycles))
     measured("P8", "longest to not ready, s (polled)", "0.1", max(cycle[0] for cycle in cycles))
     measured(
@@ -90,7 +91,7 @@ def test_a_signal_lets_every_stream_end(measured: Measured) -> None:
 @pytest.mark.slow
 @pytest.mark.reliability
 def test_a_second_signal_ends_what_runs() -> None:
-    with running_faulty() as server, socket.create_connection(("", server.port)) as client:
+    with running_faulty() as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(post(CHAT, {**LONG, "stream": True}))
         wait_until(lambda: server.metric("vllm:num_requests_running") == 1, 20)
         server.process.terminate()
