@@ -50,9 +50,9 @@ class Drain:
 
 
 def long_request(chance: random.Random) -> tuple[str, dict[str, Any]]:
-    """One of two to three seconds, so that the drain takes as long."""
+    """One of more than a second, so that the drain takes as long."""
     path, body = good_request(chance)
-    return path, {**body, "max_tokens": chance.randrange(200, 300)}
+    return path, {**body, "max_tokens": chance.randrange(120, 180)}
 
 
 def drain(number: signal.Signals) -> tuple[float, float, int]:
