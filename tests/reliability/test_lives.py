@@ -71,27 +71,30 @@ def test_one_death_too_many_ends_the_service() -> None:
         assert not any(map(is_alive, children.values()))
 
 
-def test_a_tokenizer_without_memory_fails_or_dies_alone(faulty: RunningServer, rest: Rest) -> None:
-    tokenizer = faulty.children()["tokenizer-1"]
+def test_a_tokenizer_without_memory_fails_or_dies_alone(
+    impatient: RunningServer, impatient_rest: Rest
+) -> None:
+    tokenizer = impatient.children()["tokenizer-1"]
     limit = tokenizer.memory_info().vms + 2**20
     _, old = resource.prlimit(tokenizer.pid, resource.RLIMIT_AS)
     content = "word " * 40_000
     body = {"messages": [{"role": "user", "content": content}], "truncate_prompt_tokens": 8}
-    with GoodLoad(faulty.port) as load:
+    with GoodLoad(impatient.port) as load:
         wait_until_streaming(load)
         begun_at = time.monotonic()
         resource.prlimit(tokenizer.pid, resource.RLIMIT_AS, (limit, old))
         statuses = {
-            httpx.post(f"{faulty.url}{CHAT}", json=body, timeout=60).status_code for _ in range(8)
+            httpx.post(f"{impatient.url}{CHAT}", json=body, timeout=120).status_code
+            for _ in range(8)
         }
         has_died = not tokenizer.is_running() or not is_alive(tokenizer)
         if not has_died:
             resource.prlimit(tokenizer.pid, resource.RLIMIT_AS, (old, old))
-        rest.wait_mended(*["tokenizer-1"] * has_died)
+        impatient_rest.wait_mended(*["tokenizer-1"] * has_died)
         wait_for_answers(load)
     assert statuses <= {200, 400, 500, 503}
     assert load.unharmed((Death("tokenizer-1", time.monotonic(), time.monotonic(), begun_at),))
-    rest.check()
+    impatient_rest.check()
 
 
 def test_a_real_model_comes_back_and_answers_the_same(measured: Measured) -> None:
