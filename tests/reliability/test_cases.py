@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "C06 launcher killed": (
         f"{HERE}/test_ends.py::test_the_rooms_die_with_the_launcher_and_the_next_start_works",
-        "e2e/test_deaths.py::test_children_die_with_the_launcher",
+        "shared/test_process.py::test_a_room_dies_with_its_launcher",
     ),
     "C07 rooms stopped, shortly and for long": (
         f"{HERE}/test_processes.py::test_rooms_that_stand_still_for_a_moment_lose_nothing",
@@ -65,7 +65,10 @@ CASES: dict[str, tuple[str, ...]] = {
         f"{HERE}/test_lives.py::test_each_way_to_fail_at_the_start_is_found_and_named",
         f"{HERE}/test_processes.py::test_a_request_that_ends_a_process_is_told_and_the_process_replaced",
     ),
-    "C15 one death too many": (f"{HERE}/test_lives.py::test_one_death_too_many_ends_the_service",),
+    "C15 one death too many": (
+        "e2e/test_deaths.py::test_one_death_too_many_ends_the_service_and_everybody_is_told",
+        "shared/launching/test_supervision.py::test_deaths_are_mended_up_to_the_limit",
+    ),
     "C16 zombies": (f"{HERE}/test_many_deaths.py::test_two_hundred_short_lives_leave_no_zombie",),
     "D01 disconnects at every point": (
         f"{HERE}/test_requests.py::test_a_client_that_leaves_frees_what_it_had_and_is_counted_once",
@@ -126,7 +129,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "shared/test_mailbox.py::test_garbage_on_the_socket_neither_gets_through_nor_harms",
     ),
     "F01 signals": (
-        "e2e/test_deaths.py::test_a_signal_ends_the_service_in_order",
+        "shared/test_process.py::test_only_the_launchers_stop_ends_a_room",
         f"{HERE}/test_ends.py::test_a_signal_lets_every_stream_end",
         f"{HERE}/test_ends.py::test_a_second_signal_ends_what_runs",
         f"{HERE}/test_ends.py::test_who_does_not_read_holds_a_drain_to_its_deadline_only",
@@ -138,9 +141,13 @@ CASES: dict[str, tuple[str, ...]] = {
         "e2e/test_chat.py::test_a_bad_start_says_what_is_wrong_in_one_line",
         f"{HERE}/test_ends.py::test_a_second_server_leaves_the_first_alone",
     ),
-    "F06 without a network": ("e2e/test_deaths.py::test_starts_and_answers_without_any_network",),
+    "F06 without a network": (
+        "e2e/test_deaths.py::test_starts_answers_and_ends_without_any_network",
+    ),
     "F08 the wall clock": (f"{HERE}/test_cases.py::test_no_deadline_hangs_on_the_wall_clock",),
     "F09 systemd": (
+        "shared/launching/test_service_manager.py::test_the_watchdog_is_fed_three_times_in_its_time",
+        "shared/launching/test_service_manager.py::test_nobody_listens",
         f"{HERE}/test_lives.py::test_the_service_manager_hears_when_it_is_ready_alive_and_ending",
     ),
     "F10 two servers": (f"{HERE}/test_ends.py::test_a_second_server_leaves_the_first_alone",),

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ import pytest
 from benchmarks.raw_http import post
 from shared.launching.signals import HANDLED
 from tests.e2e.server import LAUNCHER, RunningServer
-from tests.e2e.test_deaths import is_alive
 from tests.reliability.client import CHAT, Outcome
 from tests.reliability.conftest import Measured
 from tests.reliability.good import GoodLoad, good_request
-from tests.reliability.rest import Rest
+from tests.reliability.rest import Rest, is_alive
 from tests.reliability.scale import scaled
 from tests.reliability.server import FLAGS, program, running_faulty
 from tests.reliability.test_frames import run_directory_of
@@ -118,33 +117,41 @@ def test_who_does_not_read_holds_a_drain_to_its_deadline_only() -> None:
 # ── the launcher dies ────────────────────────────────────────────────────────────────────────────
 
 
-def loading(server: RunningServer) -> None:
+@contextmanager
+def loading(server: RunningServer) -> Iterator[None]:
     """The rooms have been started and load."""
-    wait_until(lambda: any("loading" in line for line in server.log) or server.port, 60)
+    wait_until(lambda: any("frontend-0 is ready" in line for line in server.log), 60)
+    yield
 
 
-def serving(server: RunningServer) -> None:
+@contextmanager
+def serving(server: RunningServer) -> Iterator[None]:
     """Streams run."""
     server.wait_ready()
     with GoodLoad(server.port) as load:
         wait_until_streaming(load)
+        yield
 
 
-def draining(server: RunningServer) -> None:
+@contextmanager
+def draining(server: RunningServer) -> Iterator[None]:
     """A stream holds the end up."""
     server.wait_ready()
-    hold = socket.create_connection(("127.0.0.1", server.port))
-    hold.sendall(post(CHAT, {**LONG, "stream": True}))
-    wait_until(lambda: server.metric("vllm:num_requests_running") == 1, 20)
-    server.process.terminate()
-    wait_until(lambda: any("another signal" in line for line in server.log), 5)
+    with socket.create_connection(("127.0.0.1", server.port)) as hold:
+        hold.sendall(post(CHAT, {**LONG, "stream": True}))
+        wait_until(lambda: server.metric("vllm:num_requests_running") == 1, 20)
+        server.process.terminate()
+        wait_until(lambda: any("another signal" in line for line in server.log), 5)
+        yield
 
 
-def restarting(server: RunningServer) -> None:
+@contextmanager
+def restarting(server: RunningServer) -> Iterator[None]:
     """The next life of a worker loads."""
     server.wait_ready()
     server.children()["worker-0"].kill()
     wait_until(lambda: any("restarting worker-0" in line for line in server.log), 5)
+    yield
 
 
 def started(run_directory: Path, *flags: str) -> RunningServer:
@@ -166,17 +173,17 @@ def short_directory() -> Iterator[Path]:
 @pytest.mark.reliability
 @pytest.mark.parametrize("moment", [loading, serving, draining, restarting])
 def test_the_rooms_die_with_the_launcher_and_the_next_start_works(
-    moment: Callable[[RunningServer], None], measured: Measured
+    moment: Callable[[RunningServer], AbstractContextManager[None]], measured: Measured
 ) -> None:
     with short_directory() as directory:
         server = started(directory)
         try:
-            moment(server)
-            children = psutil.Process(server.process.pid).children(recursive=True)
-            server.process.kill()
-            killed_at = time.monotonic()
-            wait_until(lambda: not any(map(is_alive, children)), GONE_SECONDS)
-            gone = time.monotonic() - killed_at
+            with moment(server):
+                children = psutil.Process(server.process.pid).children(recursive=True)
+                server.process.kill()
+                killed_at = time.monotonic()
+                wait_until(lambda: not any(map(is_alive, children)), GONE_SECONDS)
+                gone = time.monotonic() - killed_at
             measured("P5", f"launcher killed while {moment.__name__}: rooms gone, s", "<= 5", gone)
         finally:
             server.kill()

@@ -13,20 +13,18 @@ import httpx
 import pytest
 
 from tests.e2e.server import RunningServer, running_server
-from tests.e2e.test_deaths import is_alive
 from tests.reliability.client import CHAT
 from tests.reliability.conftest import Measured
 from tests.reliability.faults import At, Do, Fault
 from tests.reliability.good import Death, GoodLoad
 from tests.reliability.planted import STALL_SECONDS
-from tests.reliability.rest import READY_SECONDS, Rest, is_ready, lives_of
+from tests.reliability.rest import READY_SECONDS, Rest, is_alive, is_ready, lives_of
 from tests.reliability.server import FLAGS, program, running_faulty
 from tests.reliability.test_processes import kill, wait_for_answers, wait_until_streaming
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.reliability]
 HELLO_SECONDS = 10.0  # for a first word; in the product it is 60
-EXIT_FAILED = 70
 
 
 def has_lives(server: RunningServer, room: str, count: int) -> bool:
@@ -56,19 +54,6 @@ def test_each_way_to_fail_at_the_start_is_found_and_named() -> None:
         assert len(ends) == len(causes)
         assert all(cause in line for cause, line in zip(causes, ends, strict=True)), ends
         assert httpx.get(f"{server.url}/health").status_code == 200
-
-
-def test_one_death_too_many_ends_the_service() -> None:
-    with running_faulty() as server:
-        children = server.children()
-        for life in range(2, 5):
-            server.children()["detokenizer-0"].kill()
-            wait_until(partial(has_lives, server, "detokenizer-0", life), READY_SECONDS)
-            wait_until(lambda: is_ready(server), READY_SECONDS)
-        server.children()["detokenizer-0"].kill()
-        assert server.process.wait(5) == EXIT_FAILED
-        assert says(server, "--restart-limit is 3")
-        assert not any(map(is_alive, children.values()))
 
 
 def test_a_tokenizer_without_memory_fails_or_dies_alone(
