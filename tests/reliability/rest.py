@@ -109,14 +109,6 @@ def vitals_of(server: RunningServer) -> dict[str, Vitals]:
     }
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """True for a process that runs; a zombie that nobody has reaped yet does not."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def zombies_of(server: RunningServer) -> list[psutil.Process]:
     """Children that have ended and that nobody has reaped."""
     children = psutil.Process(server.process.pid).children(recursive=True)

@@ -131,7 +131,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "F01 signals": (
         "shared/test_process.py::test_only_the_launchers_stop_ends_a_room",
         f"{HERE}/test_ends.py::test_a_signal_lets_every_stream_end",
-        f"{HERE}/test_ends.py::test_a_second_signal_ends_what_runs",
+        "e2e/test_drain.py::test_a_second_signal_ends_everything_at_once",
+        "e2e/test_drain.py::test_what_does_not_end_in_time_is_ended",
         f"{HERE}/test_ends.py::test_who_does_not_read_holds_a_drain_to_its_deadline_only",
         f"{HERE}/test_ends.py::test_a_start_that_is_told_to_end_ends_at_once",
     ),

@@ -17,11 +17,11 @@ import pytest
 
 from benchmarks.raw_http import post
 from shared.launching.signals import HANDLED
-from tests.e2e.server import LAUNCHER, RunningServer
+from tests.e2e.server import GONE_SECONDS, LAUNCHER, RunningServer, is_alive
 from tests.reliability.client import CHAT, Outcome
 from tests.reliability.conftest import Measured
 from tests.reliability.good import GoodLoad, good_request
-from tests.reliability.rest import Rest, is_alive
+from tests.reliability.rest import Rest
 from tests.reliability.scale import scaled
 from tests.reliability.server import FLAGS, program, running_faulty
 from tests.reliability.test_frames import run_directory_of
@@ -30,7 +30,6 @@ from tests.waiting import wait_until
 
 SLOW = [pytest.mark.slow, pytest.mark.reliability]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
-GONE_SECONDS = 5.0
 LONG = {"messages": [{"role": "user", "content": "a long story"}], "max_tokens": 3000}
 
 
@@ -85,21 +84,6 @@ def test_a_signal_lets_every_stream_end(measured: Measured) -> None:
         "P8", "longest to the end, s (answers take up to 1.2)", "<= 35", max(c[1] for c in cycles)
     )
     measured("P8", "answers, each as its reference", "-", sum(cycle[2] for cycle in cycles))
-
-
-@pytest.mark.slow
-@pytest.mark.reliability
-def test_a_second_signal_ends_what_runs() -> None:
-    with running_faulty() as server, socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.sendall(post(CHAT, {**LONG, "stream": True}))
-        wait_until(lambda: server.metric("vllm:num_requests_running") == 1, 20)
-        server.process.terminate()
-        wait_until(lambda: any("another signal" in line for line in server.log), 5)
-        server.process.terminate()
-        assert server.process.wait(GONE_SECONDS) == 0
-        told = b"".join(iter(lambda: client.recv(65536), b""))
-    assert told.count(b'"code":"shutting_down"') == 1
-    assert told.count(b"data: [DONE]") == 1
 
 
 @pytest.mark.slow

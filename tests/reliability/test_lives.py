@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.server import RunningServer, running_server
+from tests.e2e.server import RunningServer, is_alive, running_server
 from tests.reliability.client import CHAT
 from tests.reliability.conftest import Measured
 from tests.reliability.faults import At, Do, Fault
 from tests.reliability.good import Death, GoodLoad
 from tests.reliability.planted import STALL_SECONDS
-from tests.reliability.rest import READY_SECONDS, Rest, is_alive, is_ready, lives_of
+from tests.reliability.rest import READY_SECONDS, Rest, is_ready, lives_of
 from tests.reliability.server import FLAGS, program, running_faulty
 from tests.reliability.test_processes import kill, wait_for_answers, wait_until_streaming
 from tests.waiting import wait_until
