@@ -18,15 +18,18 @@ settings.register_profile("any pace", deadline=None, suppress_health_check=[Heal
 settings.load_profile("any pace")
 
 
+SHARED = ("tests/e2e", "tests/reliability")  # their servers are for all files of the folder
+
+
 class WhereFixturesAre(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """A file's tests run in one process, and all end-to-end tests: fixtures are made once.
+    """A file's tests run in one process, and all of some folders: fixtures are made once.
 
     So servers start one after the other, beside tests that need a single core.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "tests/e2e" if file.startswith("tests/e2e/") else file
+        return next((folder for folder in SHARED if file.startswith(f"{folder}/")), file)
 
 
 @pytest.hookimpl(optionalhook=True)
