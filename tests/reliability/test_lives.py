@@ -63,7 +63,11 @@ def test_a_tokenizer_without_memory_fails_or_dies_alone(
     limit = tokenizer.memory_info().vms + 2**20
     _, old = resource.prlimit(tokenizer.pid, resource.RLIMIT_AS)
     content = "word " * 40_000
-    body = {"messages": [{"role": "user", "content": content}], "truncate_prompt_tokens": 8}
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "truncate_prompt_tokens": 8,
+        "max_tokens": 8,
+    }
     with GoodLoad(impatient.port) as load:
         wait_until_streaming(load)
         begun_at = time.monotonic()
