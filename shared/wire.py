@@ -15,6 +15,7 @@ from shared.errors import WireError
 from shared.messages import Message
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_NO_MEMORY = "Not enough memory"  # how orjson begins where its buffer cannot be had
 
 
 class Codec:
@@ -74,6 +75,8 @@ def _parse(tag: str, body: bytes) -> dict[str, Any]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if error.msg.startswith(_NO_MEMORY):  # nothing is wrong with the message
+            raise MemoryError(f"{tag}: {error.msg}") from error
         raise WireError(f"{tag}: body is not JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise WireError(f"{tag}: body is not an object")

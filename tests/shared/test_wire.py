@@ -211,6 +211,19 @@ def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
         wire.decode([b"Abort", body])
 
 
+def test_a_body_without_memory_for_it_is_no_fault_of_the_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To drop it would leave its sender waiting; the room ends, and who waits is told."""
+
+    def no_memory(_: bytes) -> None:
+        raise orjson.JSONDecodeError("Not enough memory to allocate buffer for parsing", "", 0)
+
+    monkeypatch.setattr(orjson, "loads", no_memory)
+    with pytest.raises(MemoryError, match="Abort"):
+        wire.decode([b"Abort", b"{}"])
+
+
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"request_id"', b"1"])
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(WireError, match="Abort: body is not an object"):
