@@ -21,13 +21,28 @@ class Audience:
 
     def gone(self, peers: Mapping[str, Peer]) -> list[str]:
         """The requests that nobody waits for any more."""
-        return [name for name, route in self._routes.items() if not is_alive(route, peers)]
+        return [
+            name
+            for name, route in self._routes.items()
+            if any(_epoch(room, peers) != epoch for room, epoch in _epochs(route))
+        ]
 
 
-def is_alive(route: Route, peers: Mapping[str, Peer]) -> bool:
-    """True while every life of the route is in the address book."""
-    epochs = {
-        f"frontend-{route.frontend_id}": route.frontend_epoch,
-        "detokenizer-0": route.detokenizer_epoch,
-    }
-    return all(room in peers and peers[room].epoch == epoch for room, epoch in epochs.items())
+def is_over(route: Route, peers: Mapping[str, Peer]) -> bool:
+    """True when a room of the route is known to have begun another life.
+
+    The newest address book may still be on its way, so a life that is not in it may be to come.
+    """
+    return any(_epoch(room, peers) > epoch for room, epoch in _epochs(route))
+
+
+def _epochs(route: Route) -> tuple[tuple[str, int], ...]:
+    return (
+        (f"frontend-{route.frontend_id}", route.frontend_epoch),
+        ("detokenizer-0", route.detokenizer_epoch),
+    )
+
+
+def _epoch(room: str, peers: Mapping[str, Peer]) -> int:
+    """Which life of the room the address book knows; 0: none."""
+    return peers[room].epoch if room in peers else 0

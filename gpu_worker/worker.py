@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from gpu_worker.audience import Audience, is_alive
+from gpu_worker.audience import Audience, is_over
 from gpu_worker.facts import sampling_defaults
 from gpu_worker.intake import IntakeLimits, to_sequences
 from gpu_worker.loaded import LoadedModel
@@ -157,7 +157,7 @@ class Worker:
         if self.scheduler.holds(message.request_id):
             logger.warning("ignored a second Generate of %s", message.request_id)
             return
-        if not is_alive(message.text.route, self._peers):
+        if is_over(message.text.route, self._peers):
             return  # who waited for it has failed it
         self.scheduler.add(*sequences)
         if self.scheduler.holds(message.request_id):

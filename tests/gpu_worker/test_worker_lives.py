@@ -69,6 +69,14 @@ def test_a_request_whose_frontend_is_dead_is_not_begun(stage: Stage) -> None:
     assert stage.steps == []
 
 
+def test_a_request_may_come_before_the_book_that_names_its_rooms(stage: Stage) -> None:
+    early = generate("early", 20, max_tokens=3, detokenizer_epoch=2)
+    stage.mailbox.deliver(early)
+    stage.mailbox.deliver(book(detokenizer_0=2), at=0.005)
+    stage.run()
+    assert stage.answer("early") == expected_answer(early)
+
+
 def test_what_never_came_is_told_after_what_was_said_before(stage: Stage) -> None:
     done = generate("done", 20, max_tokens=2)
     stage.mailbox.deliver(done)
