@@ -39,7 +39,7 @@ test-slow: install  ## the tests that take minutes
 	$(PY) -m pytest -m "slow and not reliability" --timeout 1800 $(ARGS)
 
 test-reliability: install  ## kills, faults and hostile requests by the thousand; ends with a table
-	$(PY) -m pytest tests/reliability -m reliability --timeout 1800 $(ARGS)
+	$(PY) -m pytest tests/reliability tests/e2e -m reliability --timeout 1800 $(ARGS)
 
 soak: install  ## 20 minutes of mixed load; no process may grow (ARGS="--minutes 4")
 	$(PY) -m tests.reliability.soak $(ARGS)

@@ -71,6 +71,8 @@ def test_what_does_not_end_in_time_is_ended(server: RunningServer) -> None:
     assert server.process.wait(20) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.reliability
 @pytest.mark.parametrize("server", [()], indirect=True)
 def test_a_second_signal_ends_everything_at_once(server: RunningServer) -> None:
     (reply,), _, told_at = asyncio.run(streams_at_a_signal(server, 3000, signals=2))

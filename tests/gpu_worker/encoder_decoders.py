@@ -23,7 +23,7 @@ from tests.builders import GREEDY
 
 NEAR_TIE = 1e-4
 NUM_ROWS = 6
-DECODER_LEN, ENCODER_LEN = 40, 70
+DECODER_LEN, ENCODER_LEN = 24, 70
 START, END = 0, 1
 SIZES: dict[str, Any] = {
     "vocab_size": 120,
