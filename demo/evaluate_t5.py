@@ -29,9 +29,7 @@ class T5Model:
     def replies(self, prompts: list[str]) -> list[str]:
         """The reply to each prompt, with its end token."""
         inputs = self.tokenizer(prompts, return_tensors="pt", padding=True)
-        output = self.model.generate(  # type: ignore[misc]  # its self is typed as a protocol
-            **inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False
-        )
+        output = self.model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
         written = cast("torch.Tensor", output)[:, 1:]  # [prompt, new token]
         return [cast("str", self.tokenizer.decode(row)).split(PADDING)[0] for row in written]
 

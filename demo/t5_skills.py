@@ -11,7 +11,7 @@ from demo.task import Pair, draw
 from demo.translation import sentence
 from demo.words import any_word
 
-_LONGEST_SPELLED, _LONGEST_REVERSED = 8, 7
+_LONGEST_SPELLED, _LONGEST_REVERSED = 8, 6
 
 
 def spell(rng: Random) -> Pair:
@@ -65,7 +65,7 @@ _GENERATORS: dict[str, Callable[[Random], Pair]] = {
 }
 T5_SKILLS = tuple(_GENERATORS)
 # Weights follow difficulty: a skill that lags gets more pairs.
-_WEIGHTS = (2, 4, 2, 6, 2)
+_WEIGHTS = (3, 5, 2, 4, 3)
 
 
 def training_pairs(seed: int) -> Iterator[Pair]:
