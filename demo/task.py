@@ -1,4 +1,4 @@
-"""What the chat model learns from: exchanges, dialogues and the split by hash.
+"""What the models learn from: exchanges, dialogues, pairs and the split by hash.
 
 Knows nothing of torch, of tokens or of any one skill.
 """
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 JsonObject: TypeAlias = Mapping[str, object]
 
@@ -25,6 +25,27 @@ class Exchange:
     skill: str
     key: str
     messages: tuple[JsonObject, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What T5 reads and what it shall answer; `key` is as an exchange's."""
+
+    skill: str
+    key: str
+    prompt: str
+    answer: str
+
+
+class Keyed(Protocol):
+    """Whatever falls on one side of the split."""
+
+    @property
+    def key(self) -> str:
+        """What is asked, without its wording."""
+
+
+Drawn = TypeVar("Drawn", bound=Keyed)
 
 
 @dataclass(frozen=True)
@@ -70,9 +91,9 @@ def is_held_out(key: str) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] < HELD_OUT_BELOW_BYTE
 
 
-def draw(make: Callable[[Random], Exchange], rng: Random, *, held_out: bool) -> Exchange:
-    """Call `make` until its exchange falls on the wanted side of the split."""
-    exchange = make(rng)
-    while is_held_out(exchange.key) != held_out:
-        exchange = make(rng)
-    return exchange
+def draw(make: Callable[[Random], Drawn], rng: Random, *, held_out: bool) -> Drawn:
+    """Call `make` until what it makes falls on the wanted side of the split."""
+    drawn = make(rng)
+    while is_held_out(drawn.key) != held_out:
+        drawn = make(rng)
+    return drawn

@@ -23,22 +23,11 @@ from demo.chat_tokenizer import (
     train_tokenizer,
 )
 from demo.dialogues import training_dialogues
+from demo.training import Optimizers, TrainingPlan
 
 # A pass holds dialogues of like length, and not so many that one thread waits for the other.
 _MAX_TOKENS_PER_PASS = 1500
 _LONGEST_TO_SHORTEST = 1.3
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How long and how fast to train."""
-
-    seed: int
-    num_steps: int
-    num_threads: int
-    dialogues_per_step: int = 32
-    num_warmup_steps: int = 60
-    peak_learning_rate: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ def batches_per_step(encoder: DialogueEncoder, plan: TrainingPlan) -> Iterator[l
     """For each step the batches of its dialogues, so that every step sees every skill."""
     dialogues = training_dialogues(plan.seed)
     for _ in range(plan.num_steps):
-        drawn = [encoder.encode(d) for d in islice(dialogues, plan.dialogues_per_step)]
+        drawn = [encoder.encode(d) for d in islice(dialogues, plan.examples_per_step)]
         drawn.sort(key=lambda tokens: len(tokens.token_ids))
         yield [_batch(group) for group in _groups(drawn)]
 
@@ -106,7 +95,7 @@ def _batch(group: list[WeightedTokens]) -> Batch:
 
 
 class Trainer:
-    """The model with its optimizers: Muon for the layers' matrices, AdamW for the rest.
+    """The model with its optimizers.
 
     Each thread works on whole batches, which wastes less than two threads on every product;
     gradients are added in the batches' order, so the sum does not depend on the threads.
@@ -114,17 +103,12 @@ class Trainer:
 
     def __init__(self, model: LlamaForCausalLM, plan: TrainingPlan) -> None:
         self._model = model
-        self._plan = plan
         self._parameters = list(model.parameters())
         self._threads = ThreadPoolExecutor(plan.num_threads, initializer=_work_alone)
         matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
         norms = [p for p in self._parameters if p.ndim == 1]
-        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(
-                [model.model.embed_tokens.weight, *norms], betas=(0.9, 0.98), weight_decay=0.0
-            ),
-        )
+        others = [model.model.embed_tokens.weight, *norms]
+        self._optimizers = Optimizers(self._parameters, matrices, others, plan)
 
     def step(self, index: int, batches: list[Batch]) -> float:
         """Learn from the batches as from one; returns their mean loss by weight."""
@@ -133,7 +117,7 @@ class Trainer:
         gradients = zip(*(gradients for _, gradients in results), strict=True)
         for parameter, parts in zip(self._parameters, gradients, strict=True):
             parameter.grad = torch.stack(parts).sum(0) / total_weight
-        self._update(self._plan.peak_learning_rate * rate_factor(index, self._plan))
+        self._optimizers.step(index)
         return sum(loss for loss, _ in results) / total_weight
 
     def _loss_and_gradients(self, batch: Batch) -> tuple[float, tuple[torch.Tensor, ...]]:
@@ -148,24 +132,10 @@ class Trainer:
         losses = cross_entropy(logits, batch.token_ids[:, 1:][learnt], reduction="none")
         return (losses * next_weights[learnt]).sum()
 
-    def _update(self, learning_rate: float) -> None:
-        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
-
 
 def _work_alone() -> None:
     """Keep this thread's tensor operations on this thread."""
     torch.set_num_threads(1)
-
-
-def rate_factor(index: int, plan: TrainingPlan) -> float:
-    """Of the peak rate: up over the warm-up, then straight down to nothing at the end."""
-    warmup = (index + 1) / plan.num_warmup_steps
-    remaining = (plan.num_steps - index) / (plan.num_steps - plan.num_warmup_steps)
-    return min(warmup, remaining, 1.0)
 
 
 def train(plan: TrainingPlan, output: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from shared.flag import flag, listed
 
 DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "demo"
-BUILT_IN_MODELS = {"demo": DEMO_DIRECTORY / "chat"}
+BUILT_IN_MODELS = {"demo": DEMO_DIRECTORY / "chat", "demo-t5": DEMO_DIRECTORY / "t5"}
 
 
 def is_local_path(hf_model: str) -> bool:
@@ -49,7 +49,7 @@ class ModelConfig:
 
     hf_model: str = flag(
         "mesolitica/malaysian-llama2-7b-32k-instructions",
-        "Hugging Face id or local directory; `demo` is the built-in chat model",
+        "Hugging Face id or local directory; `demo` and `demo-t5` are built in: a chat model, a T5",
         is_basic=True,
     )
     max_model_len: int = flag(

@@ -34,6 +34,17 @@ def client(demo_server: RunningServer) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="session")
+def t5_server() -> Iterator[RunningServer]:
+    """The server on the built-in T5, in float32 and with slots of fixed lengths."""
+    lengths = [
+        *("--static-cache", "--continuous-batching-batch-size", "8"),
+        *("--static-cache-encoder-max-length", "64", "--static-cache-decoder-max-length", "48"),
+    ]
+    with running_server("--hf-model", "demo-t5", "--torch-dtype", "float32", *lengths) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def formula_server() -> Iterator[RunningServer]:
     """The server whose answers are a formula: of any text, and ending at any token."""
     settings = FormulaSettings(text="mixed", end_probability=0.03)
