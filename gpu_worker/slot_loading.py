@@ -31,6 +31,11 @@ def serve_slots(
     report: Callable[[str], None],
 ) -> LoadedModel:
     """Gives an encoder-decoder its slots, or raises FatalError."""
+    if config.torch_compile:
+        raise FatalError(
+            "--torch-compile is for decoders: start an encoder-decoder without it",
+            EXIT_CONFIGURATION,
+        )
     report("sizing the KV cache")
     max_encoder_len, max_decoder_len = lengths(model.config, config)
     size = t5.geometry(model, max_decoder_len=max_decoder_len, max_encoder_len=max_encoder_len)
