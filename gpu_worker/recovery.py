@@ -2,8 +2,8 @@
 
 Executing a plan, or a part of it, a second time changes nothing. So a plan that raises is run again
 in halves, until the culprit is alone: at most 2 log2(B) runs more for one culprit among B
-sequences. A device without memory for the whole step gets it in parts in the same way, and even a
-single chunk in pieces.
+sequences, and one for a sequence that is alone from the start. A device without memory for the
+whole step gets it in parts in the same way, and even a single chunk in pieces.
 """
 
 import logging
@@ -43,20 +43,26 @@ class IsolatingRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Computes one step; the sequences that cannot be computed are in `failed_rows`."""
+        return self._execute(plan, is_whole=True)
+
+    def _execute(self, plan: StepPlan, *, is_whole: bool) -> StepResult:
         try:
             return self._runner.execute(plan)
         except FatalError:
             raise
         except Exception as error:  # noqa: BLE001 — whatever it is, it must not harm the others
             _refuse_sticky(error)
-            return self._execute_in_parts(plan, error)
+            return self._execute_in_parts(plan, error, is_whole=is_whole)
 
-    def _execute_in_parts(self, plan: StepPlan, error: Exception) -> StepResult:
+    def _execute_in_parts(self, plan: StepPlan, error: Exception, *, is_whole: bool) -> StepResult:
         is_out_of_memory = _is_out_of_memory(error)
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the forward pass
         if is_out_of_memory:
             torch.cuda.empty_cache()  # does nothing without CUDA
         parts = _split(plan, pieces=is_out_of_memory)
+        if not parts and is_whole:  # as a sequence in company, it gets a second try
+            logger.warning("step %d is run again, because of %r", plan.step, error)
+            return self._execute(plan, is_whole=False)
         if not parts:
             (chunk,) = plan.chunks
             logger.error("a sequence failed in step %d", plan.step, exc_info=error)
@@ -72,7 +78,7 @@ class IsolatingRunner:
         has_failed = any(part.chunks[0].row in result.failed_rows for result in earlier)
         if len(part.chunks) == 1 and has_failed:
             return StepResult.failure(part.chunks[0])
-        return self.execute(part)
+        return self._execute(part, is_whole=False)
 
 
 def _split(plan: StepPlan, *, pieces: bool) -> tuple[StepPlan, ...]:
