@@ -169,11 +169,17 @@ class Launcher:
             case RoomGetsOn():
                 return
         self._publish()
+        if self._phase is Phase.LOADING:
+            self._announce_if_warm()
 
     def _note_warm(self, epochs: dict[str, int]) -> None:
         self._warm_epochs = epochs
+        self._announce_if_warm()
+
+    def _announce_if_warm(self) -> None:
+        """Lets callers in, unless a room has died meanwhile, or still starts for the first time."""
         if not self._is_warm():
-            return  # one of the rooms has died meanwhile
+            return
         self._publish()
         if self._phase is Phase.LOADING:
             self._phase = Phase.SERVING
@@ -186,7 +192,9 @@ class Launcher:
         return f"serving {self._config.frontend.model_name} on http://{shown}:{port}"
 
     def _is_warm(self) -> bool:
-        """True if just these rooms have passed an answer on."""
+        """True if just these rooms have passed an answer on; at first, with all others ready."""
+        if self._phase is Phase.LOADING and not all(c.is_ready for c in self._children.values()):
+            return False
         living = {room: child.identity.epoch for room, child in self._children.items()}
         return bool(self._warm_epochs) and self._warm_epochs.items() <= living.items()
 
