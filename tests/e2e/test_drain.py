@@ -1,6 +1,7 @@
 """SIGTERM while answers are under way: who may finish, who is let in, and when it is over."""
 
 import asyncio
+import functools
 import signal
 import time
 from collections.abc import Iterator
@@ -40,9 +41,13 @@ async def streams_at_a_signal(
         await asyncio.to_thread(wait_until, lambda: server.metric(metric) == len(lengths), 20.0)
         server.process.send_signal(signal.SIGTERM)
         told_at = time.monotonic()
-        late = await client.post("/v1/chat/completions", json=chat_body("late"))
+        # As long as the signal is on its way, the server may still let callers in.
+        ask = functools.partial(
+            client.post, "/v1/chat/completions", json=chat_body("late", max_tokens=1)
+        )
+        late = await ask()
         while late.status_code == httpx.codes.OK and time.monotonic() < told_at + TOLD_SECONDS:
-            late = await client.post("/v1/chat/completions", json=chat_body("late", max_tokens=1))
+            late = await ask()
         for _ in range(signals - 1):
             server.process.send_signal(signal.SIGTERM)
         return await asyncio.gather(*streams), late, told_at
