@@ -21,10 +21,11 @@ SHARDS = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.sa
 
 
 def worker_config(path: Path, *, allow_pickle_weights: bool = False) -> WorkerConfig:
-    """The worker's settings for a directory, on the CPU."""
+    """The worker's settings for a directory, on the CPU, in one type on every kind of it."""
     return WorkerConfig(
         model=ModelConfig(str(path)),
         accelerator_type="cpu",
+        torch_dtype="float32",
         allow_pickle_weights=allow_pickle_weights,
     )
 
