@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from frontend.ledger import Ledger
-from frontend.submission import Submission
+from frontend.submission import Embedding, Submission
 from shared.errors import ErrorCode, RequestError
 
 MIN_RETRY_SECONDS = 1.0
@@ -30,10 +30,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Waiting:
-    """One request in the queue; the ledger has an entry for each of its prompts."""
+    """One request in the queue; the ledger has an entry for each of its ids."""
 
     request_ids: tuple[str, ...]
-    wanted: Submission
+    wanted: Submission | Embedding
     since: float
 
 

@@ -185,6 +185,33 @@ class CompletionChunk(Envelope, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
 
 
+# ── embeddings ───────────────────────────────────────────────────────────────────────────────────
+
+
+class EmbeddingVector(Struct):
+    """The vector of one input, of length 1; in base64 as float32, little-endian."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Struct):
+    """What the vectors cost."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct):
+    """The vectors of all inputs, in their order."""
+
+    object: Literal["list"]
+    data: list[EmbeddingVector]
+    model: str
+    usage: EmbeddingUsage
+
+
 # ── the tokenizer, and models ────────────────────────────────────────────────────────────────────
 
 
@@ -206,13 +233,14 @@ class Text(Struct):
 
 
 class ModelCard(Struct):
-    """A served model; its length is unknown until it is loaded."""
+    """A served model; its lengths are unknown until it is loaded."""
 
     id: str
     object: Literal["model"]
     created: int  # Unix seconds
     owned_by: str
-    max_model_len: int | None
+    max_model_len: int | None  # tokens of prompt and answer; with an encoder, of the answer
+    max_prompt_len: int | None
 
 
 class ModelList(Struct):

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from frontend.life import Life
-from frontend.submission import Lookup, Submission
-from shared.messages import Decode, Encode, Tokenize
+from frontend.submission import Embedding, Lookup, Submission
+from shared.messages import Decode, Embed, Encode, Tokenize
 from shared.parts import (
     Prompt,
     Route,
@@ -26,15 +26,30 @@ _WARM_UP = Submission(
 )
 
 
-def tokenize(
+def command(
+    request_id: str, wanted: Submission | Embedding, number: int, route: Route, worker: Life
+) -> Tokenize | Embed:
+    """What the tokenizer is told of a request, or of the `number`-th of its prompts."""
+    if isinstance(wanted, Embedding):
+        return Embed(
+            request_id,
+            replace(route, detokenizer_epoch=None),
+            _worker_id(worker),
+            wanted.inputs,
+            wanted.dimensions,
+            wanted.cache_salt,
+        )
+    return _tokenize(request_id, wanted, number, route, worker)
+
+
+def _tokenize(
     request_id: str, wanted: Submission, number: int, route: Route, worker: Life
 ) -> Tokenize:
-    """The command for one prompt of a request, the `number`-th of them."""
     seed = (wanted.sampling.seed + number * wanted.num_choices) % NUM_SEEDS
     return Tokenize(
         request_id=request_id,
         route=route,
-        worker_id=int(worker.room.rpartition("-")[2]),
+        worker_id=_worker_id(worker),
         prompt=wanted.prompts[number],
         max_tokens=wanted.max_tokens,
         max_tokens_param=wanted.max_tokens_param,
@@ -51,7 +66,11 @@ def tokenize(
 
 def warm_up(request_id: str, route: Route, worker: Life) -> Tokenize:
     """The command for the one token that shows that the rooms work together."""
-    return tokenize(request_id, _WARM_UP, 0, route, worker)
+    return _tokenize(request_id, _WARM_UP, 0, route, worker)
+
+
+def _worker_id(worker: Life) -> int:
+    return int(worker.room.rpartition("-")[2])
 
 
 def look_up(request_id: str, wanted: Lookup, frontend_id: int) -> Encode | Decode:

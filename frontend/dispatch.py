@@ -1,16 +1,16 @@
 """Which tokenizer gets which command: credits given, commands waiting in order. Pure.
 
 A tokenizer is sent no more than it asked for, so a stuck one holds only what it has taken. Prompts
-go before lookups, and a lookup goes only to a tokenizer that has nothing else to do: so those who
-count tokens delay an answer by one lookup at most.
+to be answered go first; a lookup, or texts whose vectors are wanted, go only to a tokenizer that
+has nothing else to do: so those who count tokens delay an answer by one such command at most.
 """
 
 from collections.abc import Collection
 
 from frontend.life import Life
-from shared.messages import Decode, Encode, Tokenize
+from shared.messages import Decode, Embed, Encode, Tokenize
 
-TokenizerCommand = Tokenize | Encode | Decode
+TokenizerCommand = Tokenize | Embed | Encode | Decode
 
 
 class Dispatch:

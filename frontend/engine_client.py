@@ -12,15 +12,15 @@ from typing import assert_never
 from frontend import commands
 from frontend.admission import Admission, Limits, Waiting
 from frontend.dispatch import Dispatch, TokenizerCommand
-from frontend.events import Event, Failed, Finished, TextFound, TokensFound
+from frontend.events import Event, Failed, Finished, TextFound, TokensFound, VectorsFound
 from frontend.generation import Generation
 from frontend.health import Health, Problem
 from frontend.ledger import Abandoned, Entry, Ledger
 from frontend.life import Life
 from frontend.meter import Meter
 from frontend.metrics import Metrics
-from frontend.quarantine import Quarantine, digest_of
-from frontend.submission import Lookup, Submission
+from frontend.quarantine import Quarantine, digests_of
+from frontend.submission import Embedding, Lookup, Submission
 from shared.errors import ErrorCode, FatalError, RequestError, WireError
 from shared.mailbox import LAUNCHER, Mailbox, unexpected
 from shared.messages import (
@@ -32,11 +32,14 @@ from shared.messages import (
     Decoded,
     Drain,
     Drained,
+    Embed,
     Encode,
     Encoded,
     Generate,
     Message,
     PipelineWarm,
+    Pool,
+    Pooled,
     PromptAccepted,
     RequestFailed,
     RoomGetsOn,
@@ -97,16 +100,16 @@ class EngineClient:
         """Raises RequestError where one more lookup would be refused."""
         self._refuse(self._lookup_problem())
 
-    def submit(self, wanted: Submission, caller_id: str = "") -> Generation:
+    def submit(self, wanted: Submission | Embedding, caller_id: str = "") -> Generation:
         """Starts a request or lets it wait, or raises RequestError; use the result in a `with`.
 
         `caller_id` is how the caller knows the request; the log names it.
         """
         self._refuse(self._door_problem(wanted.total_choices))
-        digests = [digest_of(prompt, wanted) for prompt in wanted.prompts]
+        digests = digests_of(wanted)
         self._quarantine.check(digests, self._clock())
         name = f"{wanted.id_prefix}-{uuid.uuid4().hex}"
-        ids = _numbered(name, len(wanted.prompts))
+        ids = _numbered(name, len(digests))
         generation = Generation(
             name,
             lambda: self._release(ids),
@@ -220,13 +223,14 @@ class EngineClient:
 
     def _start(self, waiting: Waiting) -> None:
         self._metrics.queue_time.observe(self._clock() - waiting.since)
-        worker, detokenizer = self._ready_life("worker"), self._ready_life("detokenizer")
+        wanted, worker = waiting.wanted, self._ready_life("worker")
+        detokenizer = self._ready_life("detokenizer")
         route = self._route(detokenizer)
+        reader = None if isinstance(wanted, Embedding) else detokenizer
         first_token_deadline = self._clock() + self._limits.first_token_timeout_seconds
         for number, request_id in enumerate(waiting.request_ids):
-            if self._ledger.admit(request_id, worker, detokenizer, first_token_deadline):
-                wanted = waiting.wanted
-                self._dispatch.add(commands.tokenize(request_id, wanted, number, route, worker))
+            if self._ledger.admit(request_id, worker, reader, first_token_deadline):
+                self._dispatch.add(commands.command(request_id, wanted, number, route, worker))
 
     def _route(self, detokenizer: Life) -> Route:
         identity = self._mailbox.identity
@@ -303,10 +307,8 @@ class EngineClient:
                 self._let_go(self._ledger.add_text(message))
             case PromptAccepted():
                 self._let_go(self._ledger.accept(message))
-            case Encoded(request_id, token_ids, strings):
-                self._ledger.answer_lookup(request_id, TokensFound(token_ids, strings))
-            case Decoded(request_id, text):
-                self._ledger.answer_lookup(request_id, TextFound(text))
+            case Encoded() | Decoded() | Pooled():
+                self._answer_at_once(message)
             case RequestFailed():
                 error = RequestError(message.code, message.message, message.param)
                 self._ledger.fail(message.request_id, error)
@@ -320,12 +322,23 @@ class EngineClient:
                 self.is_draining = True
             case (
                 RoomStarted() | StageReached() | RoomReady() | RoomGetsOn() | AddressBook()
-                | PipelineWarm() | Drained() | Stop() | Tokenize() | Encode() | Decode()
-                | Generate() | Abort() | ConfirmHeld() | TokensSampled() | StepsAcknowledged()
+                | PipelineWarm() | Drained() | Stop() | Tokenize() | Embed() | Encode() | Decode()
+                | Generate() | Pool() | Abort() | ConfirmHeld() | TokensSampled()
+                | StepsAcknowledged()
             ):  # fmt: skip
                 unexpected(message)
             case _:
                 assert_never(message)
+
+    def _answer_at_once(self, message: Encoded | Decoded | Pooled) -> None:
+        match message:
+            case Encoded(request_id, token_ids, strings):
+                self._ledger.answer_lookup(request_id, TokensFound(token_ids, strings))
+            case Decoded(request_id, text):
+                self._ledger.answer_lookup(request_id, TextFound(text))
+            case Pooled(request_id, worker_id, epoch, vectors):
+                worker = Life(f"worker-{worker_id}", epoch)
+                self._let_go(self._ledger.add_vectors(request_id, worker, VectorsFound(vectors)))
 
     def _compare_lives(self) -> None:
         """Fails what the dead owned; a room with another epoch is another life."""

@@ -64,6 +64,13 @@ class TextFound:
 
 
 @dataclass(frozen=True)
+class VectorsFound:
+    """Outcome: the vectors of texts."""
+
+    vectors: bytes  # float32, little-endian, one after the other
+
+
+@dataclass(frozen=True)
 class Failed:
     """Outcome: the caller is told why."""
 
@@ -75,5 +82,5 @@ class Aborted:
     """Outcome: the caller left."""
 
 
-Outcome = Finished | TokensFound | TextFound | Failed | Aborted
+Outcome = Finished | TokensFound | TextFound | VectorsFound | Failed | Aborted
 Event = Accepted | PromptRead | TextAdded | Outcome

@@ -18,7 +18,13 @@ from typing import Any
 from msgspec import Struct
 
 from frontend.other_servers import OF_OTHER_SERVERS
-from frontend.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from frontend.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from shared.errors import BadRequest, ErrorCode
 
 _BOOKKEEPING = frozenset({
@@ -62,6 +68,20 @@ _OF_COMPLETIONS: dict[str, tuple[Any, ...]] = {
 _OF_ANY_ANSWER: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     **OF_OTHER_SERVERS,
+}
+_OF_EMBEDDINGS: dict[str, tuple[Any, ...]] = {
+    # vLLM
+    "messages": (),
+    "normalize": (True,),
+    "use_activation": (True,),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+    "truncation_side": ("left",),
+    # text-embeddings-inference
+    "prompt_name": (),
+    "truncate": (False,),
+    # of models that read images
+    "mm_processor_kwargs": ({},),
 }
 _OF_TOKENIZE: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
@@ -124,6 +144,7 @@ CHAT = Fields(
     },
 )  # fmt: skip
 COMPLETION = Fields(CompletionRequest, _OF_ANY_ANSWER | _OF_COMPLETIONS)
+EMBEDDING = Fields(EmbeddingRequest, _OF_EMBEDDINGS)
 TOKENIZE = Fields(TokenizeRequest, _OF_TOKENIZE)
 DETOKENIZE = Fields(DetokenizeRequest, {"skip_special_tokens": (False,)})  # SGLang's default: true
 

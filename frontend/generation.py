@@ -20,6 +20,7 @@ from frontend.events import (
     TextAdded,
     TextFound,
     TokensFound,
+    VectorsFound,
 )
 
 
@@ -106,11 +107,11 @@ class Generation:
         self._is_nudged = True
         self._changed.set()
 
-    async def found(self) -> TokensFound | TextFound:
-        """Waits for the outcome of a lookup; raises RequestError when it fails."""
+    async def found(self) -> TokensFound | TextFound | VectorsFound:
+        """Waits for the outcome where there is no answer; raises RequestError when it fails."""
         (event,) = await self.next_events()
         match event:
-            case TokensFound() | TextFound():
+            case TokensFound() | TextFound() | VectorsFound():
                 return event
             case Failed(error):
                 raise error

@@ -26,6 +26,7 @@ from frontend.events import (
     TextAdded,
     TextFound,
     TokensFound,
+    VectorsFound,
 )
 from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
@@ -82,8 +83,8 @@ class Entry:
     deadline: float  # on the caller's monotonic clock, as all times
     num_choices: int = 1  # answers; 0: the tokenizer alone says what is asked
     first_token_deadline: float = math.inf  # until there is text
-    worker: Life | None = None  # both are set at admission, where there are answers
-    detokenizer: Life | None = None
+    worker: Life | None = None  # set at admission, where there are answers or vectors
+    detokenizer: Life | None = None  # likewise, where there are answers
     tokenizer: Life | None = None  # set while tokenising
     passed_on_by: Life | None = None  # the tokenizer, from its word to the first text
     digest: bytes = b""  # see `quarantine.py`
@@ -92,6 +93,7 @@ class Entry:
     completion_tokens: int = 0  # of the answers that have ended
     reasoning_tokens: int = 0  # of those, in thoughts
     early: list[_Row] = field(default_factory=list)
+    early_vectors: VectorsFound | None = None
 
     def __post_init__(self) -> None:
         self.next_seqs = dict.fromkeys(range(self.num_choices), 0)
@@ -194,6 +196,9 @@ class Ledger:
         entry.move(State.RUNNING)
         entry.passed_on_by, entry.tokenizer = entry.tokenizer, None
         entry.sink(Accepted(accepted.prompt_tokens, accepted.prompt_text))
+        if entry.early_vectors is not None:
+            self._end(entry, entry.early_vectors)
+            return []
         early, entry.early = entry.early, []
         return self._take_rows((entry.request_id, row) for row in early)
 
@@ -204,6 +209,19 @@ class Ledger:
         have forgotten an earlier one.
         """
         return self._take_rows(_rows(produced))
+
+    def add_vectors(self, request_id: str, worker: Life, found: VectorsFound) -> list[Abandoned]:
+        """Ends a request with its vectors, which may overtake the tokenizer's word."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return []
+        if worker != entry.worker or entry.state not in (State.TOKENISING, State.RUNNING):
+            return self._abandon([entry], _lost())
+        if entry.state is State.TOKENISING:
+            entry.early_vectors = found
+        else:
+            self._end(entry, found)
+        return []
 
     def answer_lookup(self, request_id: str, found: TokensFound | TextFound) -> None:
         """Ends a request that its tokenizer has answered alone."""

@@ -14,6 +14,7 @@ from frontend.events import (
     TextAdded,
     TextFound,
     TokensFound,
+    VectorsFound,
 )
 from frontend.metrics import RequestTimes
 
@@ -53,6 +54,8 @@ class Meter:
                 self._times.prompt_tokens.inc(event.prompt_tokens)
             case PromptRead() | TokensFound() | TextFound():
                 pass  # costs no answer any time
+            case VectorsFound():
+                self._end("stop", "stop", now)
             case Finished(_, cached_tokens):
                 self._times.cached_tokens.inc(cached_tokens)
                 self._end(self._finish_reason, self._finish_reason, now)

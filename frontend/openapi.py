@@ -31,6 +31,7 @@ _EXAMPLES: dict[str, Json] = {  # by the name of the body's struct
         "max_tokens": 64,
     },
     "CompletionRequest": {"model": "model", "prompt": "The capital of France is", "max_tokens": 16},
+    "EmbeddingRequest": {"model": "model", "input": ["A red apple", "A green pear"]},
     "TokenizeRequest": {"prompt": "Hello, world"},
     "DetokenizeRequest": {"tokens": [1, 2, 3]},
 }

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import orjson
 
-from frontend.submission import Submission
+from frontend.submission import Embedding, Submission
 from shared.errors import BadRequest
 from shared.parts import Prompt
 
@@ -49,8 +49,14 @@ class Quarantine:
         self._deaths = {digest: deaths for digest, deaths in recent.items() if deaths}
 
 
-def digest_of(prompt: Prompt, wanted: Submission) -> bytes:
-    """What a request for an answer to this prompt is known by."""
+def digests_of(wanted: Submission | Embedding) -> list[bytes]:
+    """What a request is known by: one digest for each prompt, one for all inputs of vectors."""
+    if isinstance(wanted, Embedding):
+        return [hashlib.sha256(orjson.dumps([wanted.inputs, wanted.dimensions])).digest()]
+    return [_digest_of(prompt, wanted) for prompt in wanted.prompts]
+
+
+def _digest_of(prompt: Prompt, wanted: Submission) -> bytes:
     settings = replace(wanted.sampling, seed=0)
     parts = [prompt, wanted.max_tokens, wanted.echo, wanted.text, settings, wanted.num_choices]
     return hashlib.sha256(orjson.dumps(parts)).digest()

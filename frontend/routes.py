@@ -14,12 +14,14 @@ from frontend.answers import (
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    EmbeddingList,
     ModelCard,
     ModelList,
     Text,
     Tokens,
 )
 from frontend.delivery import Delivery
+from frontend.embedding import EmbeddingDelivery
 from frontend.events import TextFound, TokensFound
 from frontend.lookup import LookupDelivery
 from frontend.service import ApiRequest, Service, service_of
@@ -50,6 +52,23 @@ async def create_completion(request: ApiRequest) -> ASGIApp:
 
 
 @post(
+    ["/v1/embeddings", "/embeddings"],
+    status_code=200,
+    body=fields.EMBEDDING,
+    answers={"application/json": EmbeddingList},
+)
+async def create_embeddings(request: ApiRequest) -> ASGIApp:
+    """A vector for each of one or several texts."""
+    service = _service_for_answers(request)
+    wanted, is_base64, ignored_fields = translate.embedding(
+        await request.body(), service.model, request.auth
+    )
+    return EmbeddingDelivery(
+        service.engine, wanted, service.model.name, ignored_fields, is_base64=is_base64
+    )
+
+
+@post(
     ["/v1/tokenize", "/tokenize"],
     status_code=200,
     body=fields.TOKENIZE,
@@ -59,13 +78,12 @@ async def tokenize(request: ApiRequest) -> ASGIApp:
     """The token ids of a text or a conversation."""
     service = _service_for_lookups(request)
     wanted, ignored_fields = translate.tokenize(await request.body(), service.model)
-    facts = service.engine.model()
-    max_model_len = facts.max_model_len if facts else None
+    longest = service.model.max_prompt_len
 
     def body(found: TokensFound | TextFound) -> dict[str, Any]:
         assert isinstance(found, TokensFound)
         count = len(found.token_ids)
-        answer = {"tokens": found.token_ids, "count": count, "max_model_len": max_model_len}
+        answer = {"tokens": found.token_ids, "count": count, "max_model_len": longest}
         return answer if found.strings is None else {**answer, "token_strs": found.strings}
 
     return LookupDelivery(service.engine, wanted, ignored_fields, body)
@@ -106,25 +124,29 @@ async def retrieve_model(request: ApiRequest, model_id: FromPath[str]) -> dict[s
 
 
 def _card(request: ApiRequest) -> dict[str, Any]:
-    service = service_of(request)
-    facts = service.engine.model()
-    return service.model.card(facts.max_model_len if facts else None)
+    return service_of(request).model.card()
 
 
 async def _delivery(
     request: ApiRequest, translated: Callable[[bytes, Rules, int, str], Ask]
 ) -> ASGIApp:
-    _require_json(request)
-    service = service_of(request)
-    service.engine.check_door()  # a refusal must not cost the reading of a body
+    service = _service_for_answers(request)
     seed = secrets.randbits(63)
     ask = translated(await request.body(), service.rules(), seed, request.auth)
     config = service.config
     return Delivery(service.engine, ask, service.model.name, config.write_timeout)
 
 
-def _service_for_lookups(request: ApiRequest) -> Service:
+def _service_for_answers(request: ApiRequest) -> Service:
     """Refuses what can be refused before the body is read."""
+    _require_json(request)
+    service = service_of(request)
+    service.engine.check_door()
+    return service
+
+
+def _service_for_lookups(request: ApiRequest) -> Service:
+    """The same where a tokenizer alone answers."""
     _require_json(request)
     service = service_of(request)
     service.engine.check_lookups()

@@ -24,6 +24,7 @@ MAX_PARTS = 1024  # of a message; templates take their time with many small thin
 MAX_TOOL_CALLS = 128  # of a message
 MAX_TOOLS = 128
 MAX_PROMPTS = 1024  # of one completion request
+MAX_INPUTS = 2048  # of one embedding request (OpenAI)
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
@@ -47,18 +48,26 @@ Biases = Annotated[
 ]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Truncation = Annotated[int, Meta(ge=-1, le=_INT31, extra_json_schema={"not": {"const": 0}})]
+
+
+def _one_or_several(most: int) -> Any:
+    return {
+        "anyOf": [
+            {"items": {"type": "integer"}},
+            {"items": {"type": ["string", "array"]}, "maxItems": most},
+        ]
+    }
+
+
 # A list is of strings, of the token ids of one prompt, or of several prompts' token ids.
 Prompts = Annotated[
     list[str | TokenId | TokenIds],
-    Meta(
-        min_length=1,
-        extra_json_schema={
-            "anyOf": [
-                {"items": {"type": "integer"}},
-                {"items": {"type": ["string", "array"]}, "maxItems": MAX_PROMPTS},
-            ]
-        },
-    ),
+    Meta(min_length=1, extra_json_schema=_one_or_several(MAX_PROMPTS)),
+]
+NotEmpty = Annotated[str, Meta(min_length=1)]
+Inputs = Annotated[
+    list[NotEmpty | TokenId | TokenIds],
+    Meta(min_length=1, extra_json_schema=_one_or_several(MAX_INPUTS)),
 ]
 Null = Annotated[
     Any, Meta(extra_json_schema={"type": "null"})
@@ -175,6 +184,18 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     logprobs: NumLogprobs | None = None
     echo: bool = False
     best_of: Annotated[int, Meta(ge=1)] | None = None
+
+
+class EmbeddingRequest(Struct, frozen=True, kw_only=True):
+    """The body of POST /v1/embeddings."""
+
+    input: NotEmpty | Inputs
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    truncate_prompt_tokens: Truncation | None = None
+    add_special_tokens: bool | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARACTERS)] | None = None
 
 
 class TokenizeRequest(Struct, frozen=True, kw_only=True):

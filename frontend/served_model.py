@@ -37,6 +37,12 @@ class ServedModel:
         """Every other name that means this model, but not where it lies on this machine."""
         return self._known_names() - {self.name} - self._secret_names
 
+    @property
+    def max_prompt_len(self) -> int | None:
+        """The most tokens of a prompt alone; None until the model is loaded."""
+        facts = self._facts()
+        return (facts.max_encoder_len or facts.max_model_len) if facts else None
+
     def require(self, name: str) -> None:
         """Raises RequestError when the caller means another model."""
         # A path in a URL loses slashes at its ends, so they make no difference.
@@ -47,14 +53,16 @@ class ServedModel:
                 "model",
             )
 
-    def card(self, max_model_len: int | None) -> dict[str, Any]:
-        """The model as `/v1/models` shows it; its length is unknown until it is loaded."""
+    def card(self) -> dict[str, Any]:
+        """The model as `/v1/models` shows it; its lengths are unknown until it is loaded."""
+        facts = self._facts()
         return {
             "id": self.name,
             "object": "model",
             "created": self._created,
             "owned_by": "transformers-openai-api",
-            "max_model_len": max_model_len,
+            "max_model_len": facts.max_model_len if facts else None,
+            "max_prompt_len": self.max_prompt_len,
         }
 
     def _known_names(self) -> frozenset[str]:

@@ -32,6 +32,22 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """One HTTP request for the vectors of texts, which takes the place of one answer."""
+
+    inputs: tuple[Prompt, ...]
+    dimensions: int | None
+    cache_salt: str
+    id_prefix: str = "embd"
+    num_choices: int = 1
+
+    @property
+    def total_choices(self) -> int:
+        """See `Submission`."""
+        return self.num_choices
+
+
+@dataclass(frozen=True)
 class Lookup:
     """One HTTP request that the tokenizer alone answers: ids of a prompt, or the text of ids."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from frontend import conversation, decoding, fields
 from frontend.fields import Fields
@@ -10,20 +10,29 @@ from frontend.reasoning_fields import reasoning_keys, refuse_reserved_names, tem
 from frontend.sampling_fields import MANY, sampling, text_options
 from frontend.schemas import (
     CHAT_OPTIONS,
+    MAX_INPUTS,
     MAX_PROMPTS,
     ChatMessage,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     SamplingFields,
     TokenizeRequest,
 )
 from frontend.served_model import ServedModel
-from frontend.submission import Lookup, Submission
+from frontend.submission import Embedding, Lookup, Submission
 from shared.errors import BadRequest, ErrorCode
 from shared.parts import ChatPrompt, Prompt, TextPrompt
 
-_Request = TypeVar("_Request", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_Request = TypeVar(
+    "_Request",
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def completion(body: bytes, rules: Rules, random_seed: int, key_id: str = "") ->
     _check_completion(request, max_tokens, max_tokens_param)
     submission = Submission(
         id_prefix="cmpl",
-        prompts=tuple(_text_prompts(request)),
+        prompts=tuple(_text_prompts(request, "prompt", MAX_PROMPTS)),
         max_tokens=max_tokens,
         is_strict=rules.strict_max_tokens and asked is not None,
         echo=request.echo,
@@ -123,6 +132,14 @@ def completion(body: bytes, rules: Rules, random_seed: int, key_id: str = "") ->
     has_logprobs = request.logprobs is not None
     framing = _framing(request, has_logprobs, request.echo, ignored_fields)
     return _checked(submission, framing, rules)
+
+
+def embedding(body: bytes, model: ServedModel, key_id: str = "") -> tuple[Embedding, bool, str]:
+    """A request for vectors, whether in base64, and the names of its unknown fields."""
+    request, ignored_fields = _parse(body, fields.EMBEDDING, EmbeddingRequest, model)
+    inputs = tuple(_text_prompts(request, "input", MAX_INPUTS))
+    wanted = Embedding(inputs, request.dimensions, _salt(request, key_id))
+    return wanted, request.encoding_format == "base64", ignored_fields
 
 
 def tokenize(body: bytes, model: ServedModel) -> tuple[Lookup, str]:
@@ -219,27 +236,29 @@ def _check_last(messages: Sequence[ChatMessage], *, opens_turn: bool) -> None:
         raise BadRequest(f"'{param}' needs a last message without 'tool_calls'.", param)
 
 
-def _text_prompts(request: CompletionRequest) -> Iterator[Prompt]:
-    """The prompts of a completion: one, or as many as the list has texts or lists of ids."""
-    given, (_, truncate_to) = request.prompt, _truncation(request)
+def _text_prompts(
+    request: CompletionRequest | EmbeddingRequest, param: str, most: int
+) -> Iterator[Prompt]:
+    """The prompts in this field: one, or as many as the list has texts or lists of ids."""
+    given: str | list[Any] = getattr(request, param)
+    (_, truncate_to), suffix = _truncation(request), getattr(request, "suffix", None) or None
     if isinstance(given, str):
         given = [given]
     if all(isinstance(item, int) for item in given):
-        given = [[item for item in given if isinstance(item, int)]]
-    if len(given) > MAX_PROMPTS:
-        raise BadRequest(f"'prompt' takes at most {MAX_PROMPTS} prompts.", "prompt")
+        given = [given]
+    if len(given) > most:
+        raise BadRequest(f"'{param}' takes at most {most} at a time.", param)
     special = request.add_special_tokens is not False
     for item in given:
         match item:
             case str():
-                text = TextPrompt(item, request.suffix or None, special)
-                yield Prompt(text=text, truncate_to=truncate_to, param="prompt")
+                text = TextPrompt(item, suffix, special)
+                yield Prompt(text=text, truncate_to=truncate_to, param=param)
             case list():
-                ids = tuple(item)
-                yield Prompt(token_ids=ids, truncate_to=truncate_to, param="prompt")
+                yield Prompt(token_ids=tuple(item), truncate_to=truncate_to, param=param)
             case _:
-                sentence = "'prompt' mixes token ids with other prompts: send a list of lists."
-                raise BadRequest(sentence, "prompt", ErrorCode.INVALID_TYPE)
+                sentence = f"'{param}' mixes token ids with others: send a list of lists."
+                raise BadRequest(sentence, param, ErrorCode.INVALID_TYPE)
 
 
 def _check_completion(request: CompletionRequest, max_tokens: int, max_tokens_param: str) -> None:
@@ -263,10 +282,10 @@ def _check_suffix(request: CompletionRequest) -> None:
         raise BadRequest(sentence, name)
 
 
-def _truncation(request: SamplingFields) -> tuple[str, int | None]:
+def _truncation(request: SamplingFields | EmbeddingRequest) -> tuple[str, int | None]:
     """Which field says how many of the prompt's tokens are kept, and how many; None: all."""
     for name in ("truncate_prompt_tokens", "truncate"):
-        asked: int | None = getattr(request, name)
+        asked: int | None = getattr(request, name, None)
         if asked == 0:
             raise BadRequest(f"'{name}' is at least 1, or -1 for what the context takes.", name)
         if asked is not None:
@@ -283,7 +302,7 @@ def _max_tokens(request: ChatRequest | CompletionRequest) -> tuple[int | None, s
     return None, "max_tokens"
 
 
-def _salt(request: SamplingFields, key_id: str) -> str:
+def _salt(request: SamplingFields | EmbeddingRequest, key_id: str) -> str:
     """Callers with different keys share no cached prompts, whatever salt they send."""
     return f"{key_id}\n{request.cache_salt or ''}" if key_id else request.cache_salt or ""
 

@@ -1,6 +1,6 @@
 """Who waits for the requests that the worker holds. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from shared.parts import Peer, Route
 
@@ -12,7 +12,7 @@ class Audience:
         self._routes: dict[str, Route] = {}
 
     def join(self, request_id: str, route: Route) -> None:
-        """Notes where the request's text goes."""
+        """Notes where the request's answer goes."""
         self._routes[request_id] = route
 
     def leave(self, request_id: str) -> None:
@@ -36,11 +36,10 @@ def is_over(route: Route, peers: Mapping[str, Peer]) -> bool:
     return any(_epoch(room, peers) > epoch for room, epoch in _epochs(route))
 
 
-def _epochs(route: Route) -> tuple[tuple[str, int], ...]:
-    return (
-        (f"frontend-{route.frontend_id}", route.frontend_epoch),
-        ("detokenizer-0", route.detokenizer_epoch),
-    )
+def _epochs(route: Route) -> Iterator[tuple[str, int]]:
+    yield f"frontend-{route.frontend_id}", route.frontend_epoch
+    if route.detokenizer_epoch is not None:
+        yield "detokenizer-0", route.detokenizer_epoch
 
 
 def _epoch(room: str, peers: Mapping[str, Peer]) -> int:

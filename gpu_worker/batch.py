@@ -1,8 +1,8 @@
 """StepPlan to tensors: one flat row of tokens, and where each token's keys and values go.
 
 Dimension names used in this room: T tokens of a step, B sequences of a step, N sampled tokens of a
-step, S prompt tokens that a step scores, R rows of the runner's tables (one a running sequence),
-C context tokens of one sequence, V vocabulary.
+step, S prompt tokens that a step scores, P prompts that a step pools, R rows of the runner's tables
+(one a running sequence), C context tokens of one sequence, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -48,6 +48,7 @@ class Batch:
     sampled_rows: torch.Tensor  # [N], table row of each
     output_indices: torch.Tensor  # [N], number of each token in its answer
     targets: torch.Tensor  # [S], the tokens to score
+    pooled: torch.Tensor  # [P], flat tokens whose states are wanted
     table_updates: torch.Tensor  # [3, U]: row, index in the row's block table, block
     packed: torch.Tensor  # all of the above in this order
     spans: tuple[Span, ...]
@@ -98,6 +99,7 @@ def prepare(plan: StepPlan, rows: Rows, device: torch.device) -> Batch:
         [span.row for span, _ in sampling],
         [chunk.output_index for _, chunk in sampling],
         targets,
+        [s.end - 1 for s, chunk in zip(spans, plan.chunks, strict=True) if chunk.pools],
         [number for column in zip(*updates, strict=True) for number in column],
     )
     packed = upload(list(chain.from_iterable(fields)), torch.long, device)
@@ -114,7 +116,8 @@ def prepare(plan: StepPlan, rows: Rows, device: torch.device) -> Batch:
         sampled_rows=views[8],
         output_indices=views[9],
         targets=views[10],
-        table_updates=views[11].view(3, -1),
+        pooled=views[11],
+        table_updates=views[12].view(3, -1),
         packed=packed,
         spans=spans,
         num_decodes=plan.num_decodes,
@@ -140,6 +143,7 @@ def over_fixed_inputs(inputs: torch.Tensor) -> Batch:
         sampled_rows=span_rows,
         output_indices=span_starts.new_empty(0),
         targets=span_starts.new_empty(0),
+        pooled=span_starts.new_empty(0),
         table_updates=span_starts.new_empty(3, 0),
         packed=inputs.view(-1),
         spans=(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scheduler.sequence import Sequence
 from shared.errors import ErrorCode, RequestError
-from shared.messages import Generate
+from shared.messages import Generate, Pool
 from shared.sampling import (
     MAX_BIAS,
     MAX_BIASED_TOKENS,
@@ -22,6 +22,8 @@ from shared.sampling import (
     MIN_REPETITION_PENALTY,
     SamplingParams,
 )
+
+_GREEDY = SamplingParams(seed=0, temperature=0.0)
 
 
 def _one_class(_: int) -> str:
@@ -45,6 +47,7 @@ class IntakeLimits:
     end_token_ids: frozenset[int]
     rope_class: Callable[[int], str] = _one_class  # of a prompt's length; a line of text
     encoder: EncoderLimits | None = None
+    embedding_size: int = 0  # numbers of a vector; 0: none are made
 
 
 def to_sequences(message: Generate, limits: IntakeLimits) -> list[Sequence]:
@@ -80,6 +83,37 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
         cache_salt=f"{limits.rope_class(len(prompt))}\n{message.cache_salt}",
         encoder_token_ids=prompt if encoder else (),
     )
+
+
+def to_pooled(message: Pool, limits: IntakeLimits) -> list[Sequence]:
+    """Returns a sequence for each input whose vector is wanted, or raises RequestError."""
+    if not message.inputs or not 1 <= message.dimensions <= limits.embedding_size:
+        raise _refusal(f"{len(message.inputs)} vectors of {message.dimensions} numbers")
+    return [
+        _to_pooled(message, number, prompt, limits) for number, prompt in enumerate(message.inputs)
+    ]
+
+
+def _to_pooled(
+    message: Pool, number: int, prompt: tuple[int, ...], limits: IntakeLimits
+) -> Sequence:
+    encoder = limits.encoder
+    if not prompt or not _fits(len(prompt), 0, limits):
+        raise _refusal(f"an input of {len(prompt)} tokens")
+    if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
+        raise _refusal("a token id outside the vocabulary")
+    sequence = Sequence(
+        message.request_id,
+        encoder.start_token_ids if encoder else prompt,
+        1,  # which is never sampled
+        frozenset(),
+        _GREEDY,
+        cache_salt=f"{limits.rope_class(len(prompt))}\n{message.cache_salt}",
+        encoder_token_ids=prompt if encoder else (),
+        is_pooled=True,
+    )
+    sequence.choice = number
+    return sequence
 
 
 def _fits(num_prompt_tokens: int, max_tokens: int, limits: IntakeLimits) -> bool:

@@ -7,6 +7,7 @@ from gpu_worker.intake import EncoderLimits, IntakeLimits
 from gpu_worker.runner import Runner
 from scheduler.scheduler import Scheduler
 from shared.config import WorkerConfig
+from shared.parts import EmbeddingFacts
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class LoadedModel:
     end_token_ids: frozenset[int]
     rope_class: Callable[[int], str]  # prompts whose lengths' classes differ share no cached keys
     details: dict[str, str]  # for people: see `ModelFacts`
+    embeddings: EmbeddingFacts
     encoder: EncoderLimits | None = None
 
     @property
@@ -44,6 +46,7 @@ class LoadedModel:
             end_token_ids=self.end_token_ids,
             rope_class=self.rope_class,
             encoder=self.encoder,
+            embedding_size=self.embeddings.size,
         )
 
     def scheduler(self, config: WorkerConfig) -> Scheduler:

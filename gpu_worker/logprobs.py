@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from gpu_worker.pooling import read_vectors
 from gpu_worker.tiles import rows_at_once
 from gpu_worker.truncation import float_ranks
 from gpu_worker.upload import upload
@@ -49,10 +50,13 @@ class Computed(NamedTuple):
     asking: tuple[int, ...]  # which of the N are scored
     scores: tuple[Scores, ...]  # of these
     prompt_scores: tuple[Scores, ...]  # of the plan's targets
+    vectors: torch.Tensor | None = None  # [P, D] float32, of the plan's prompts that are pooled
 
     def flat(self) -> torch.Tensor:
         """All of it in one row, float64."""
         parts = [scores.values.view(-1) for scores in (*self.scores, *self.prompt_scores)]
+        if self.vectors is not None:
+            parts.append(self.vectors.view(-1).double())
         return torch.cat([self.token_ids.double(), *parts])
 
     def read(self, numbers: Iterator[float]) -> StepResult:
@@ -63,13 +67,24 @@ class Computed(NamedTuple):
         for place, score in zip(self.asking, found, strict=True):
             scores[place] = score
         prompt_scores = chain.from_iterable(part.read(numbers) for part in self.prompt_scores)
-        return StepResult(token_ids, scores=tuple(scores), prompt_scores=tuple(prompt_scores))
+        return StepResult(
+            token_ids,
+            scores=tuple(scores),
+            prompt_scores=tuple(prompt_scores),
+            vectors=self._vectors(numbers),
+        )
+
+    def _vectors(self, numbers: Iterator[float]) -> tuple[bytes | None, ...]:
+        if self.vectors is None:
+            return ()
+        return read_vectors(list(islice(numbers, self.vectors.numel())), self.vectors.shape[1])
 
 
 def read(passes: list[Computed]) -> StepResult:
     """The result of the step whose parts these forward passes computed; waits for the device."""
     first = passes[0]
-    if len(passes) == 1 and not first.scores and not first.prompt_scores:
+    has_more = first.scores or first.prompt_scores or first.vectors is not None
+    if len(passes) == 1 and not has_more:
         return StepResult(tuple(first.token_ids.tolist()))
     numbers = iter(torch.cat([computed.flat() for computed in passes]).tolist())
     return StepResult.joined(computed.read(numbers) for computed in passes)

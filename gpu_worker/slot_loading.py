@@ -12,6 +12,7 @@ from gpu_worker.intake import EncoderLimits
 from gpu_worker.loaded import Cache, LoadedModel
 from gpu_worker.memory import free_bytes
 from gpu_worker.packed_linear import pack_linears
+from gpu_worker.pooling import POOLS_MEAN, embedding_facts
 from gpu_worker.sizing import CPU_FRACTION, GPU_FRACTION
 from gpu_worker.slot_cache import SlotCache, SlotGeometry
 from shared.config import WorkerConfig
@@ -61,6 +62,7 @@ def serve_slots(
             "kv_cache": reason,
             "num_rows": str(num_slots),
         },
+        embeddings=embedding_facts(model, config.model.path, POOLS_MEAN),
         encoder=EncoderLimits(max_encoder_len, _start_token_ids(model)),
     )
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 
 from gpu_worker.audience import Audience, is_over
 from gpu_worker.facts import sampling_defaults
-from gpu_worker.intake import IntakeLimits, to_sequences
+from gpu_worker.intake import IntakeLimits, to_pooled, to_sequences
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import load
+from gpu_worker.pooled_requests import PooledRequests
 from gpu_worker.profiling import profiled
 from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.reporting import IDLE_INTERVAL_SECONDS, LoadReporter
@@ -29,6 +30,7 @@ from shared.messages import (
     ConfirmHeld,
     Generate,
     Message,
+    Pool,
     RequestFailed,
     StepsAcknowledged,
     TokensSampled,
@@ -68,6 +70,7 @@ class Worker:
         self._limits = limits
         self._microsleep_seconds = microsleep_seconds
         self._clock = clock
+        self._pooled = PooledRequests(mailbox.identity.index, mailbox.identity.epoch, mailbox.send)
         self._unheard: dict[str, Generate] = {}  # the detokenizer knows nothing of them yet
         self._audience = Audience()
         self._peers: dict[str, Peer] = mailbox.peers
@@ -87,7 +90,7 @@ class Worker:
                 result = self.runner.execute(plan)
                 outputs = self.scheduler.apply(plan, result)
                 self.reporter.count(plan)
-                self._send(outputs)
+                self._send(self._take_vectors(outputs))
                 self.mailbox.beat()
 
     def _receive(self) -> None:
@@ -135,7 +138,7 @@ class Worker:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Generate():
+            case Generate() | Pool():
                 self._admit(message)
             case Abort():
                 self._abort(message)
@@ -147,22 +150,27 @@ class Worker:
             case _:
                 unexpected(message)
 
-    def _admit(self, message: Generate) -> None:
+    def _admit(self, message: Generate | Pool) -> None:
+        route = message.route if isinstance(message, Pool) else message.text.route
         try:
-            sequences = to_sequences(message, self._limits)
+            sequences = _to_sequences(message, self._limits)
         except RequestError as error:
             failed = RequestFailed(message.request_id, error.code, error.message, error.param)
-            self.mailbox.send(f"frontend-{message.text.route.frontend_id}", failed)
+            self.mailbox.send(f"frontend-{route.frontend_id}", failed)
             return
         if self.scheduler.holds(message.request_id):
-            logger.warning("ignored a second Generate of %s", message.request_id)
+            logger.warning("ignored a second message for %s", message.request_id)
             return
-        if is_over(message.text.route, self._peers):
+        if is_over(route, self._peers):
             return  # who waited for it has failed it
         self.scheduler.add(*sequences)
-        if self.scheduler.holds(message.request_id):
+        if not self.scheduler.holds(message.request_id):
+            return
+        self._audience.join(message.request_id, route)
+        if isinstance(message, Pool):
+            self._pooled.open(message)
+        else:
             self._unheard[message.request_id] = message
-            self._audience.join(message.request_id, message.text.route)
 
     def _confirm(self, frontend_id: int, request_ids: tuple[str, ...]) -> None:
         """What never came, and must not come any more, is lost.
@@ -176,11 +184,22 @@ class Worker:
 
     def _abort(self, message: Abort) -> None:
         sequences = self.scheduler.abort(message.request_id, message.choice)
-        if message.request_id not in self._unheard:
+        if self._pooled.drop(message.request_id):
+            pass  # the detokenizer knows nothing of it
+        elif message.request_id not in self._unheard:
             self._ended += [_ended(sequence) for sequence in sequences]
         elif not self.scheduler.holds(message.request_id):
             del self._unheard[message.request_id]
         self._forget_if_ended(message.request_id)
+
+    def _take_vectors(self, outputs: list[SampledToken]) -> list[SampledToken]:
+        """Answers requests for vectors, and returns the outputs that are for the detokenizer."""
+        for output in outputs:
+            if output.sequence.is_pooled and self._pooled.take(output):
+                request_id = output.sequence.request_id
+                self.scheduler.abort(request_id)  # the others, where one has failed
+                self._audience.leave(request_id)
+        return [output for output in outputs if not output.sequence.is_pooled]
 
     def _send(self, outputs: list[SampledToken]) -> None:
         """Sends one step: its tokens, the requests that begin with it, and all that has ended."""
@@ -220,6 +239,12 @@ class Worker:
                     sequence.num_cached,
                     tuple(TokenLogprobs(*score) for score in sequence.take_prompt_scores()),
                 )
+
+
+def _to_sequences(message: Generate | Pool, limits: IntakeLimits) -> list[Sequence]:
+    return (
+        to_pooled(message, limits) if isinstance(message, Pool) else to_sequences(message, limits)
+    )
 
 
 def _logprobs(tokens: list[SampledToken]) -> tuple[TokenLogprobs | None, ...]:
@@ -270,4 +295,5 @@ def _facts(loaded: LoadedModel, config: WorkerConfig) -> ModelFacts:
         defaults,
         loaded.details,
         loaded.encoder.max_encoder_len if loaded.encoder else 0,
+        loaded.embeddings,
     )

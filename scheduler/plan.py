@@ -30,6 +30,7 @@ class Admission:
     end_token_ids: frozenset[int]  # impossible until `sampling.min_tokens` are sampled
     cached_blocks: tuple[int, ...]  # the table begins with these: full, shared and read-only
     encoder_token_ids: tuple[int, ...] = ()  # what an encoder reads first; () without one
+    is_pooled: bool = False  # a vector of the prompt is wanted, and no answer
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Chunk(NamedTuple):
     samples: bool  # False: the prompt goes on in a later step
     first_scored: int = 0  # position in the sequence, within the chunk
     targets: tuple[int, ...] = ()  # prompt tokens to score: those after `first_scored`
+    pools: bool = False  # the prompt is complete: its vector is wanted, and no token
 
     def cut(self, num_tokens: int, block_size: int) -> tuple["Chunk", "Chunk"]:
         """The chunk of its first tokens, which samples nothing, and that of the others."""
@@ -81,6 +83,7 @@ class Chunk(NamedTuple):
             token_ids=self.token_ids[:num_tokens],
             new_blocks=self.new_blocks[:num_blocks],
             samples=False,
+            pools=False,
             targets=self.targets[:num_scored],
         )
         second = self._replace(
@@ -173,12 +176,19 @@ class StepResult:
     failed_rows: frozenset[int] = frozenset()  # their sequences fail; NO_TOKEN where they sample
     scores: tuple[TokenScore | None, ...] = ()  # of each token, where asked for; (): of none
     prompt_scores: tuple[TokenScore | None, ...] = ()  # of all targets; None: as NO_TOKEN
+    # Of each chunk that pools: float32, little-endian, of length 1; None: as NO_TOKEN.
+    vectors: tuple[bytes | None, ...] = ()
 
     @classmethod
     def failure(cls, chunk: Chunk) -> "StepResult":
         """The result of a chunk that could not be computed."""
         no_scores = (None,) * len(chunk.targets)
-        return cls((NO_TOKEN,) * chunk.samples, frozenset({chunk.row}), prompt_scores=no_scores)
+        return cls(
+            (NO_TOKEN,) * chunk.samples,
+            frozenset({chunk.row}),
+            prompt_scores=no_scores,
+            vectors=(None,) * chunk.pools,
+        )
 
     @classmethod
     def joined(cls, parts: Iterable["StepResult"]) -> "StepResult":
@@ -186,13 +196,19 @@ class StepResult:
         token_ids: list[int] = []
         scores: list[TokenScore | None] = []
         prompt_scores: list[TokenScore | None] = []
+        vectors: list[bytes | None] = []
         failed_rows = frozenset[int]()
         for part in parts:
             token_ids += part.token_ids
             scores += part.scores or (None,) * len(part.token_ids)
             prompt_scores += part.prompt_scores
+            vectors += part.vectors
             failed_rows |= part.failed_rows
         is_scored = any(score is not None for score in scores)
         return cls(
-            tuple(token_ids), failed_rows, tuple(scores) if is_scored else (), tuple(prompt_scores)
+            tuple(token_ids),
+            failed_rows,
+            tuple(scores) if is_scored else (),
+            tuple(prompt_scores),
+            tuple(vectors),
         )

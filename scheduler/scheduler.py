@@ -10,7 +10,7 @@ gives up its own and is computed again later; the third time that this happens t
 comes back only with blocks for all that it may become, and keeps them.
 """
 
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice, repeat
@@ -20,16 +20,18 @@ from scheduler.block_pool import BlockPool
 from scheduler.plan import NO_TOKEN, Admission, Chunk, Move, StepPlan, StepResult, TokenScore
 from scheduler.row_pool import RowPool
 from scheduler.sequence import Sequence, State
+from scheduler.waiting import WaitingLine, arrival, assert_in_order, remove
 
 MAX_PREEMPTIONS = 3
 
 
 class SampledToken(NamedTuple):
-    """One sequence's share in a step: a new token, an end, or both."""
+    """One sequence's share in a step: a new token, an end, or both; or the prompt's vector."""
 
     sequence: Sequence
-    token_id: int  # NO_TOKEN when the sequence failed
+    token_id: int  # NO_TOKEN when the sequence failed, or was pooled
     score: TokenScore | None = None  # where it was asked for
+    vector: bytes | None = None  # of one that was pooled; None when it failed
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Scheduler:
         self._prefix_caching = prefix_caching
         self._rows_are_slots = rows_are_slots
         self._requests: dict[str, list[Sequence]] = {}  # that have not ended, by request
-        self._waiting: list[Sequence] = []  # in order of arrival
+        self._waiting = WaitingLine()
         self._running: list[Sequence] = []  # in order of arrival
         self._rows = RowPool(max_sequences)
         self._num_promised = 0  # blocks that running sequences may still take without asking
@@ -112,7 +114,7 @@ class Scheduler:
             if not self._prefix_caching and sequence.cache_salt is not None:
                 is_alone = len(siblings) == 1  # nothing is shared beyond the request
                 sequence.cache_salt = None if is_alone else str(siblings[0].arrival)
-            self._waiting.append(sequence)
+            self._waiting.add(sequence)
 
     def abort(self, request_id: str, choice: int | None = None) -> list[Sequence]:
         """Ends one answer of the request, or all, in any state, and returns them.
@@ -143,15 +145,17 @@ class Scheduler:
         Sequences aborted since the plan was made are passed over.
         """
         sampled = zip(result.token_ids, result.scores or repeat(None), strict=False)
-        prompt_scores = iter(result.prompt_scores)
+        prompt_scores, vectors = iter(result.prompt_scores), iter(result.vectors)
         outputs = []
         for chunk in plan.chunks:
             token_id, score = next(sampled) if chunk.samples else (None, None)
             found = tuple(islice(prompt_scores, len(chunk.targets))) if chunk.targets else ()
+            vector = next(vectors) if chunk.pools else b""
             sequence = self._rows.owner(chunk.row)
             if sequence is None:
                 continue
-            if chunk.row in result.failed_rows or token_id == NO_TOKEN or None in found:
+            is_unsound = token_id == NO_TOKEN or None in found or vector is None
+            if chunk.row in result.failed_rows or is_unsound:
                 self._end(sequence, State.FAILED)
                 outputs.append(SampledToken(sequence, NO_TOKEN))
                 continue
@@ -162,6 +166,10 @@ class Scheduler:
                 self._publish(sequence)
                 self._record(sequence, token_id)
                 outputs.append(SampledToken(sequence, token_id, score))
+            if chunk.pools:
+                self._publish(sequence)
+                self._end(sequence, State.STOPPED)
+                outputs.append(SampledToken(sequence, NO_TOKEN, vector=vector))
         return outputs
 
     def check(self) -> None:
@@ -172,12 +180,10 @@ class Scheduler:
         assert {*self._running, *self._waiting} == everybody, "a sequence is lost"
         open_promises = sum(max(0, s.num_promised - len(s.blocks)) for s in self._running)
         assert open_promises == self._num_promised <= self.pool.num_available
-        for queue in (self._running, self._waiting):
-            arrivals = [sequence.arrival for sequence in queue]
-            assert arrivals == sorted(arrivals), "somebody was overtaken"
+        assert_in_order(self._running)
+        self._waiting.check()
         for sequence in self._running:
             assert self._num_blocks_for(sequence.num_computed) <= len(sequence.blocks)
-        assert not any(sequence.blocks for sequence in self._waiting)
 
     def _remember_abort(self, request_id: str) -> None:
         self._early_aborts[request_id] = None
@@ -245,8 +251,7 @@ class Scheduler:
         """
         if not self._waiting or not self._rows.has_free:
             return None
-        ready = (s for s in self._waiting if not s.waits_for_leader(self._block_size))
-        sequence = next(ready, None)
+        sequence = self._waiting.first(lambda s: not s.waits_for_leader(self._block_size))
         if sequence is None or (admissions and len(sequence.encoder_token_ids) >= budget):
             return None
         found = self._find(sequence)
@@ -285,7 +290,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, found: list[int]) -> None:
         sequence.change(State.RUNNING)
-        _remove(self._waiting, sequence)
+        self._waiting.remove(sequence)
         self.pool.share(found)
         sequence.blocks = found
         sequence.num_published = len(found)
@@ -293,7 +298,7 @@ class Scheduler:
         sequence.num_promised = self._num_to_promise(sequence)
         self._num_promised += sequence.num_promised - len(found)
         self._rows.take(sequence)
-        insort(self._running, sequence, key=_arrival)
+        insort(self._running, sequence, key=arrival)
         self._count_lookup(sequence)
 
     def _count_lookup(self, sequence: Sequence) -> None:
@@ -308,13 +313,15 @@ class Scheduler:
         start = sequence.num_computed
         end = start + length
         is_covered = end <= len(sequence.blocks) * self._block_size
+        is_last = end == len(sequence.token_ids)
         return Chunk(
             sequence.row,
             start,
             tuple(sequence.token_ids[start:end]),
             () if is_covered else self._grow(sequence, end),
             len(sequence.token_ids) - sequence.num_prompt_tokens,
-            end == len(sequence.token_ids),
+            samples=is_last and not sequence.is_pooled,
+            pools=is_last and sequence.is_pooled,
         )
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> tuple[int, ...]:
@@ -351,7 +358,7 @@ class Scheduler:
         sequence.num_preemptions += 1
         self.counters.num_preemptions += 1
         self._release(sequence)
-        insort(self._waiting, sequence, key=_arrival)
+        self._waiting.add(sequence)
 
     def _end(self, sequence: Sequence, state: State) -> None:
         was_running = sequence.state is State.RUNNING
@@ -359,7 +366,7 @@ class Scheduler:
         if was_running:
             self._release(sequence)
         else:
-            _remove(self._waiting, sequence)
+            self._waiting.remove(sequence)
         self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
@@ -375,17 +382,8 @@ class Scheduler:
         self.pool.free(sequence.blocks)
         sequence.blocks = []
         sequence.num_computed = 0
-        _remove(self._running, sequence)
+        remove(self._running, sequence)
         self._rows.give_back(sequence)
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
-
-
-def _arrival(sequence: Sequence) -> int:
-    return sequence.arrival
-
-
-def _remove(queue: list[Sequence], sequence: Sequence) -> None:
-    """Takes a sequence out of a queue that is in order of arrival, however long it is."""
-    del queue[bisect_left(queue, sequence.arrival, key=_arrival)]

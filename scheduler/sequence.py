@@ -67,8 +67,10 @@ class Sequence:
         *,
         cache_salt: str | None = "",
         encoder_token_ids: tuple[int, ...] = (),
+        is_pooled: bool = False,
     ) -> None:
         self.request_id = request_id
+        self.is_pooled = is_pooled  # a vector of the prompt is wanted, and no answer
         self.encoder_token_ids = encoder_token_ids  # what an encoder reads first; () without one
         self.choice = 0  # which answer of the request
         self.leader: Sequence | None = None
@@ -190,6 +192,7 @@ class Sequence:
             end_token_ids=self.end_token_ids,
             cached_blocks=tuple(self.blocks),
             encoder_token_ids=self.encoder_token_ids,
+            is_pooled=self.is_pooled,
         )
 
     def score(self, scores: Iterable[TokenScore]) -> None:

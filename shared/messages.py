@@ -130,6 +130,18 @@ class Tokenize:
 
 
 @dataclass(frozen=True)
+class Embed:
+    """frontend -> tokenizer: a vector of each of these texts is wanted, all in one answer."""
+
+    request_id: str
+    route: Route
+    worker_id: int
+    inputs: tuple[Prompt, ...]
+    dimensions: int | None  # the first numbers of each vector; None: all
+    cache_salt: str  # see `Tokenize`
+
+
+@dataclass(frozen=True)
 class Encode:
     """frontend -> tokenizer: only the ids of a prompt are wanted."""
 
@@ -153,10 +165,10 @@ class Decode:
 
 @dataclass(frozen=True)
 class PromptAccepted:
-    """tokenizer -> frontend: the prompt fits; its `Generate` is on the way."""
+    """tokenizer -> frontend: the prompt fits; its `Generate` or `Pool` is on the way."""
 
     request_id: str
-    prompt_tokens: int
+    prompt_tokens: int  # of all inputs together
     prompt_text: str | None  # where `echo` was asked for
 
 
@@ -191,6 +203,17 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """tokenizer -> worker: token ids in, a vector of each input out."""
+
+    request_id: str
+    route: Route
+    inputs: tuple[tuple[int, ...], ...]
+    dimensions: int
+    cache_salt: str
+
+
+@dataclass(frozen=True)
 class Abort:
     """frontend, detokenizer -> worker, and frontend -> tokenizer: nobody wants the rest."""
 
@@ -200,13 +223,13 @@ class Abort:
 
 @dataclass(frozen=True)
 class ConfirmHeld:
-    """frontend -> worker: their tokenizer has died; those whose `Generate` never came are lost."""
+    """frontend -> worker: their tokenizer has died; what never came to the worker is lost."""
 
     frontend_id: int
     request_ids: tuple[str, ...]
 
 
-# ── 3. worker -> detokenizer ─────────────────────────────────────────────────────────────────────
+# ── 3. worker -> detokenizer, frontend ──────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -224,6 +247,16 @@ class TokensSampled:
     logprobs: tuple[TokenLogprobs | None, ...]  # () when no row wants them
     ended: tuple[SequenceEnded, ...]
     lost: tuple[RequestLost, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """worker -> frontend: the answer to `Embed`, and the request's end."""
+
+    request_id: str
+    worker_id: int
+    epoch: int
+    vectors: bytes  # of all inputs, in their order: float32, little-endian, each of length 1
 
 
 @dataclass(frozen=True)
@@ -286,8 +319,8 @@ class WorkerReported:
 Message = (
     RoomStarted | StageReached | RoomReady | RoomGetsOn | AddressBook | Stop
     | PipelineWarm | Drain | Drained
-    | CreditGranted | Tokenize | Encode | Decode
-    | PromptAccepted | Encoded | Decoded | Generate | Abort | ConfirmHeld
-    | TokensSampled | StepsAcknowledged
+    | CreditGranted | Tokenize | Embed | Encode | Decode
+    | PromptAccepted | Encoded | Decoded | Generate | Pool | Abort | ConfirmHeld
+    | TokensSampled | Pooled | StepsAcknowledged
     | TextProduced | RequestFailed | WorkerReported
 )  # fmt: skip

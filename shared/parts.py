@@ -5,6 +5,14 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class EmbeddingFacts:
+    """Which vectors a model makes of texts (part of `ModelFacts`)."""
+
+    size: int  # numbers of a vector; 0: none are made
+    refusal: str = ""  # then, why: a sentence for callers
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What a worker learnt of its model (part of `RoomReady` and `Peer`)."""
 
@@ -13,6 +21,7 @@ class ModelFacts:
     sampling_defaults: dict[str, float]  # by field of `SamplingParams`, from generation_config.json
     details: dict[str, str]  # for people: type, precision, device, attention, cache
     max_encoder_len: int = 0  # tokens of the prompt, where an encoder reads it; 0: there is none
+    embeddings: EmbeddingFacts = EmbeddingFacts(0, "This model makes no embeddings.")
 
 
 @dataclass(frozen=True)
@@ -29,14 +38,14 @@ class Peer:
 
 @dataclass(frozen=True)
 class Route:
-    """The lives that a request's text goes through (part of `Tokenize` and `TextStart`).
+    """The lives that an answer goes through (part of `Tokenize`, `TextStart`, `Embed`, `Pool`).
 
-    When one of them is over, nobody waits for the text.
+    When one of them is over, nobody waits for it.
     """
 
     frontend_id: int
     frontend_epoch: int
-    detokenizer_epoch: int
+    detokenizer_epoch: int | None  # None: the answer is no text
 
 
 @dataclass(frozen=True)

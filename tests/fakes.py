@@ -1,10 +1,11 @@
 """Stand-ins with predictable answers: a formula for a model, lists for sockets, a clock by hand."""
 
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from scheduler.plan import NO_TOKEN, Admission, Chunk, StepPlan, StepResult, TokenScore
+from scheduler.plan import NO_TOKEN, Admission, Chunk, Move, StepPlan, StepResult, TokenScore
 from shared.config import Identity
 from shared.errors import ErrorCode
 from shared.mailbox import Mailbox
@@ -51,6 +52,12 @@ def formula_answer(
     return answer
 
 
+def formula_vector(tokens: Sequence[int]) -> bytes | None:
+    """The vector of these tokens; None after poison."""
+    number = formula(tokens)
+    return None if number == NO_TOKEN else array("f", (number, len(tokens))).tobytes()
+
+
 class FormulaRunner:
     """Executes plans on a paged cache that holds token ids in place of keys and values.
 
@@ -86,6 +93,7 @@ class FormulaRunner:
             tuple(formula(self._context(row)) for row in rows),
             scores=tuple(self._score(row) for row in rows) if self._asking else (),
             prompt_scores=tuple(score for chunk in plan.chunks for score in self._scores(chunk)),
+            vectors=tuple(formula_vector(self._context(c.row)) for c in plan.chunks if c.pools),
         )
 
     def _score(self, row: int) -> TokenScore | None:
@@ -144,6 +152,39 @@ class FormulaRunner:
     def _slot(self, row: int, position: int) -> int:
         block, offset = divmod(position, self._block_size)
         return self.tables[row][block] * self._block_size + offset
+
+
+class SlotFormulaRunner:
+    """Executes plans of an encoder-decoder, whose rows hold what was read and what was fed."""
+
+    def __init__(self) -> None:
+        self.num_moves = 0
+        self._inputs: dict[int, tuple[int, ...]] = {}
+        self._fed: dict[int, list[int]] = {}
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Computes one step; a move or an admission that is missing gives a wrong token."""
+        assert not {m.source for m in plan.moves} & {a.row for a in plan.admissions}
+        for move in plan.moves:
+            self._move(move)
+        for admission in plan.admissions:
+            self._inputs[admission.row], self._fed[admission.row] = admission.encoder_token_ids, []
+        for chunk in plan.chunks:
+            assert chunk.start == len(self._fed[chunk.row]), "tokens skipped or computed twice"
+            self._fed[chunk.row] += chunk.token_ids
+        contexts = {c.row: [*self._inputs[c.row], *self._fed[c.row]] for c in plan.chunks}
+        return StepResult(
+            tuple(formula(contexts[c.row]) for c in plan.chunks if c.samples),
+            vectors=tuple(formula_vector(contexts[c.row]) for c in plan.chunks if c.pools),
+        )
+
+    def _move(self, move: Move) -> None:
+        self.num_moves += 1
+        target, admission = move.admission.row, move.admission
+        assert tuple(self._fed[move.source]) == admission.token_ids
+        assert self._inputs[move.source] == admission.encoder_token_ids
+        self._fed[target] = self._fed.pop(move.source)
+        self._inputs[target] = self._inputs.pop(move.source)
 
 
 class ManualClock:

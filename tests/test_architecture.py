@@ -32,7 +32,6 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_MEDIAN_FUNCTION_LINES = 12
 MAX_STEP_LOOP_LINES = 40
-MAX_MESSAGES_LINES = 300
 
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
 BROUGHT_BY_TORCH = {"triton"}  # its CUDA builds pin the version
@@ -216,7 +215,7 @@ def test_nothing_is_ever_unpickled() -> None:
 
 
 def test_rooms_never_sleep() -> None:
-    """A room waits for its inbox or for a deadline, never for a fixed time."""
+    """A room waits for its inbox or for a deadline, never for a fixed time; no time lets others."""
     for path in python_files("shared", *ROOMS):
         for dotted, line in dotted_names(path):
             assert dotted != "time.sleep", f"{name(path)}:{line}"
@@ -226,8 +225,10 @@ def test_rooms_never_sleep() -> None:
 
 
 def is_constant(node: ast.expr) -> bool:
-    """True for a number and for a name in capitals."""
-    return isinstance(node, ast.Constant) or (isinstance(node, ast.Name) and node.id.isupper())
+    """True for a number but 0, and for a name in capitals."""
+    if isinstance(node, ast.Constant):
+        return bool(node.value)
+    return isinstance(node, ast.Name) and node.id.isupper()
 
 
 def test_every_foreign_import_is_pinned() -> None:
@@ -319,10 +320,8 @@ def test_messages_and_their_parts_have_a_file_each() -> None:
 
 
 @pytest.mark.parametrize("name", ["messages", "parts"])
-def test_the_files_of_messages_hold_no_logic_and_stay_short(name: str) -> None:
-    path = ROOT / f"shared/{name}.py"
-    assert not list(functions(path))
-    assert len(path.read_text().splitlines()) <= MAX_MESSAGES_LINES
+def test_the_files_of_messages_hold_no_logic(name: str) -> None:
+    assert not list(functions(ROOT / f"shared/{name}.py"))
 
 
 # ── sizes ────────────────────────────────────────────────────────────────────────────────────────

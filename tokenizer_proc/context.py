@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from shared.errors import BadRequest, ErrorCode
+from shared.parts import ModelFacts
 
 # More characters than a token has in any text but runs of one sign: above so many for each token
 # of the context, a prompt is measured by its beginning first.
@@ -54,6 +55,11 @@ class Bound:
             if len(encoding.ids) > most_tokens + _TOKENS_AT_A_CUT:
                 raise too_long(most_tokens, f"more than {most_tokens}", self.param)
             num_characters *= 2
+
+
+def longest_prompt(model: ModelFacts) -> int:
+    """The most tokens of a prompt, where no answer shares the context with it."""
+    return model.max_encoder_len or model.max_model_len
 
 
 def bound_of(param: str, context: int | None, *, must_fit: bool) -> Bound:

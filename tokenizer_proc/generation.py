@@ -10,7 +10,7 @@ from shared.errors import BadRequest, ErrorCode
 from shared.messages import Generate, PromptAccepted, Tokenize
 from shared.parts import ModelFacts, Prompt, TextStart, ThoughtMarks
 from shared.sampling import MAX_STOP_TOKENS, SamplingParams
-from tokenizer_proc.context import too_long
+from tokenizer_proc.context import longest_prompt, too_long
 from tokenizer_proc.encoder_input import refuse_what_needs_a_decoder
 from tokenizer_proc.prompt import PromptEncoder
 from tokenizer_proc.thought_marks import ThoughtFormat
@@ -27,7 +27,7 @@ def accept(
     """What the frontend and the worker hear of a prompt."""
     if model.max_encoder_len:
         refuse_what_needs_a_decoder(message)
-    longest = model.max_encoder_len or model.max_model_len
+    longest = longest_prompt(model)
     whole = encoder.encode(message.prompt, longest)
     prompt = _truncated(whole, message, longest, shares=not model.max_encoder_len)
     max_tokens = _max_tokens(message, len(prompt), model)

@@ -13,8 +13,21 @@ from typing import Any
 from shared.config import TokenizerConfig
 from shared.errors import ErrorCode, RequestError
 from shared.mailbox import BEAT_SECONDS, Mailbox, unexpected
-from shared.messages import Abort, CreditGranted, Decode, Encode, Message, RequestFailed, Tokenize
+from shared.messages import (
+    Abort,
+    CreditGranted,
+    Decode,
+    Embed,
+    Encode,
+    Generate,
+    Message,
+    Pool,
+    PromptAccepted,
+    RequestFailed,
+    Tokenize,
+)
 from shared.parts import ModelFacts, Route
+from tokenizer_proc.embedding import accept_inputs
 from tokenizer_proc.encoder_input import JOINED_CONTENTS, has_encoder
 from tokenizer_proc.generation import accept
 from tokenizer_proc.loading import load_tokenizer
@@ -30,13 +43,14 @@ CREDIT = 4  # requests that a frontend may have under way here
 _WORKER_GONE = RequestError(ErrorCode.ENGINE_DEAD, "The model's process is gone.")
 _NOT_TOKENIZED = RequestError(ErrorCode.INTERNAL, "The tokenizer could not handle this request.")
 
-Command = Tokenize | Encode | Decode
+Command = Tokenize | Embed | Encode | Decode
 
 
 class Tokenizer:
     """Answers every command once: with what was asked for, or with a RequestFailed.
 
-    A Tokenize becomes a PromptAccepted and a Generate, an Encode Encoded, a Decode Decoded.
+    A Tokenize becomes a PromptAccepted and a Generate, an Embed a PromptAccepted and a Pool, an
+    Encode Encoded, a Decode Decoded.
     """
 
     def __init__(
@@ -72,9 +86,9 @@ class Tokenizer:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Tokenize(route=route) if self._is_over(route):
+            case Tokenize(route=route) | Embed(route=route) if self._is_over(route):
                 pass  # nobody waits for it, and the frontend's next life has credit of its own
-            case Tokenize() | Encode() | Decode():
+            case Tokenize() | Embed() | Encode() | Decode():
                 self._serve(message)
                 self._grant(_frontend(message), 1)
             case Abort():
@@ -104,20 +118,27 @@ class Tokenizer:
     def _answer(self, message: Command) -> None:
         frontend = _frontend(message)
         match message:
-            case Tokenize():
+            case Tokenize() | Embed():
                 self._forward(message, frontend)
             case Encode():
                 self._mailbox.send(frontend, encoded(message, self._encoder))
             case Decode():
                 self._mailbox.send(frontend, decoded(message, self._encoder))
 
-    def _forward(self, message: Tokenize, frontend: str) -> None:
+    def _forward(self, message: Tokenize | Embed, frontend: str) -> None:
         """Answers the frontend first: what follows from the worker must find it accepted."""
         model = self._worker(message.worker_id)
-        accepted, generate = accept(message, self._encoder, model, self._thoughts)
+        accepted, order = self._accept(message, model)
         self._mailbox.send(frontend, accepted)
-        if not self._mailbox.send(f"worker-{message.worker_id}", generate):
+        if not self._mailbox.send(f"worker-{message.worker_id}", order):
             raise _WORKER_GONE
+
+    def _accept(
+        self, message: Tokenize | Embed, model: ModelFacts
+    ) -> tuple[PromptAccepted, Generate | Pool]:
+        if isinstance(message, Embed):
+            return accept_inputs(message, self._encoder, model)
+        return accept(message, self._encoder, model, self._thoughts)
 
     def _fail(self, message: Command, error: RequestError) -> None:
         failed = RequestFailed(message.request_id, error.code, error.message, error.param)
@@ -134,7 +155,7 @@ class Tokenizer:
 def _frontend(command: Command) -> str:
     """The room that wants the answer."""
     match command:
-        case Tokenize(route=route):
+        case Tokenize(route=route) | Embed(route=route):
             return f"frontend-{route.frontend_id}"
         case Encode(frontend_id=frontend_id) | Decode(frontend_id=frontend_id):
             return f"frontend-{frontend_id}"

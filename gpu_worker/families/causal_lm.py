@@ -15,6 +15,7 @@ from gpu_worker.cuda_graphs import DecodeGraphs, GraphDevice, padding_row
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.logprobs import Computed, Scorer, Scores, prompt_tiles, read
 from gpu_worker.paged_attention import bind
+from gpu_worker.pooling import unit
 from gpu_worker.rope import SequenceAngles
 from gpu_worker.sampler import Sampler
 from scheduler.plan import StepPlan, StepResult
@@ -90,7 +91,7 @@ class CausalLM:
         self._sampler.observe(plan)
         batch = prepare(plan, self._rows, self._model.device)
         host_rows = [chunk.row for chunk in plan.chunks if chunk.samples]
-        logits = self._logits(batch)  # [N + S, V]
+        logits, vectors = self._logits(batch)  # [N + S, V], [P, D]
         prompt_scores: tuple[Scores, ...] = ()
         if len(logits) > len(host_rows):
             logits, to_score = logits.tensor_split([len(host_rows)])
@@ -99,13 +100,28 @@ class CausalLM:
             logits, batch.sampled_rows, batch.output_indices, host_rows
         )
         asking, scores = self._scorer.score_sampled(logits, token_ids, host_rows)
-        return Computed(token_ids, asking, scores, prompt_scores)
+        return Computed(token_ids, asking, scores, prompt_scores, vectors)
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
+    def _logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The logits of what is kept, and the vectors of what is pooled, if anything is."""
+        if len(batch.pooled):
+            return self._pool(batch)
         if self._graphs is None or not self._graphs.covers(batch):
-            return self._forward(batch)
+            return self._forward(batch), None
         self.backend.begin(batch)
-        return self._graphs.run(batch)
+        return self._graphs.run(batch), None
+
+    def _pool(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        states: list[torch.Tensor] = []  # [1, T, D], of the last layer, normed
+        hook = self._model.base_model.register_forward_hook(
+            lambda _module, _inputs, output: states.append(output[0])
+        )
+        try:
+            self._begin(batch)
+            logits = self._stock_forward(batch)
+        finally:
+            hook.remove()
+        return logits, unit(states[0][0].index_select(0, batch.pooled))
 
     def _begin(self, batch: Batch) -> None:
         self.backend.begin(batch)
@@ -115,6 +131,9 @@ class CausalLM:
         self._begin(batch)
         if self._compiled is not None:
             return self._compiled(batch)
+        return self._stock_forward(batch)
+
+    def _stock_forward(self, batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = self._model(
             input_ids=batch.token_ids,
             position_ids=batch.positions,

@@ -4,12 +4,13 @@ Each row is at a position of its own. What differs from family to family is behi
 names of dimensions are those of `slot_cache.py`; N sampled tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 
 from gpu_worker.logprobs import Computed, Scorer, read
+from gpu_worker.pooling import mean, unit
 from gpu_worker.sampler import Sampler
 from gpu_worker.slot_cache import SlotCache
 from gpu_worker.upload import upload
@@ -45,6 +46,7 @@ class EncoderDecoder:
         self._adapter = adapter
         self._device = device
         self._encoder_lengths = [0] * num_rows
+        self._vectors: dict[int, torch.Tensor] = {}  # [M], of the rows whose inputs are pooled
         self._sampler = Sampler(num_rows, adapter.vocab_size, device)
         self._scorer = Scorer(adapter.vocab_size, device)
 
@@ -59,7 +61,9 @@ class EncoderDecoder:
             self._sampler.begin(admission)
             self._scorer.begin(admission)
         self._sampler.observe(plan)
-        return read([self._decode(plan.chunks)])  # the step's one synchronisation
+        answered = tuple(chunk for chunk in plan.chunks if not chunk.pools)
+        vectors = self._pooled(chunk.row for chunk in plan.chunks if chunk.pools)
+        return read([self._decode(answered, vectors)])  # the step's one synchronisation
 
     def _move(self, move: Move) -> None:
         target = move.admission.row
@@ -80,6 +84,9 @@ class EncoderDecoder:
         places = torch.arange(longest, device=self._device)
         is_input = places < upload(lengths, torch.long, self._device)[:, None]
         states = self._adapter.encode(token_ids, is_input)
+        self._keep_vectors(group, states, is_input)
+        if all(admission.is_pooled for admission in group):
+            return
         for layer, (keys, values) in enumerate(self._adapter.project(states)):
             for number, (admission, length) in enumerate(zip(group, lengths, strict=True)):
                 own = keys[number, :, :length], values[number, :, :length]
@@ -87,7 +94,25 @@ class EncoderDecoder:
         for admission, length in zip(group, lengths, strict=True):
             self._encoder_lengths[admission.row] = length
 
-    def _decode(self, chunks: tuple[Chunk, ...]) -> Computed:
+    def _keep_vectors(
+        self, group: Sequence[Admission], states: torch.Tensor, is_input: torch.Tensor
+    ) -> None:
+        if not any(admission.is_pooled for admission in group):
+            return
+        vectors = unit(mean(states, is_input))
+        for admission, vector in zip(group, vectors, strict=True):
+            if admission.is_pooled:
+                self._vectors[admission.row] = vector
+
+    def _pooled(self, rows: Iterable[int]) -> torch.Tensor | None:
+        """The vectors [P, M] of these rows; None of none."""
+        vectors = [self._vectors[row] for row in rows]
+        return torch.stack(vectors) if vectors else None
+
+    def _decode(self, chunks: tuple[Chunk, ...], vectors: torch.Tensor | None) -> Computed:
+        if not chunks:
+            nothing = torch.empty(0, dtype=torch.long, device=self._device)
+            return Computed(nothing, (), (), (), vectors)
         host_rows = [chunk.row for chunk in chunks]
         num_rows = max(host_rows) + 1
         token_ids, positions = [0] * num_rows, [self.cache.scratch] * num_rows
@@ -107,7 +132,7 @@ class EncoderDecoder:
         logits = self._adapter.logits(states)
         sampled = self._sampler.sample(logits, rows, output_indices, host_rows)
         asking, scores = self._scorer.score_sampled(logits, sampled, host_rows)
-        return Computed(sampled, asking, scores, ())
+        return Computed(sampled, asking, scores, (), vectors)
 
 
 def groups(admissions: Sequence[Admission]) -> Iterator[list[Admission]]:

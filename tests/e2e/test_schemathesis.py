@@ -51,6 +51,8 @@ SCHEMA_CODES = {None, "invalid_type", "missing_required_parameter", "empty_array
 BEYOND_JSON_SCHEMA = {
     "model",  # is served here
     "prompt",  # ids of the vocabulary, at least one token, no more than the context
+    "input",  # likewise
+    "dimensions",  # no more than the model's embeddings have
     "tokens",
     "logit_bias",
     "stop_token_ids",

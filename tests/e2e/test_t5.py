@@ -1,5 +1,6 @@
 """The built-in T5 through the official client: an encoder-decoder answers as any model does."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,3 +135,28 @@ def test_prompts_and_answers_keep_to_the_static_lengths(t5: openai.OpenAI) -> No
         complete(t5, [5] * 65)
     (choice,) = complete(t5, "sum: 3 + 4", max_tokens=48, extra_body={"ignore_eos": True}).choices
     assert choice.finish_reason == "length"
+
+
+def test_many_at_once_are_answered_as_each_alone(t5_server: RunningServer) -> None:
+    words = ("banana", "cat", "zebra stripes", "a", "the old woman sees the small dog")
+    prompts = [f"{skill}{word}" for skill in ("spell: ", "reverse: ", "") for word in words]
+    lengths = [3 + 5 * number % 37 for number in range(32)]
+    asked = list(zip([*prompts, *prompts, ENGLISH, ENGLISH], lengths, strict=True))
+    alone, together = asyncio.run(_answer_alone_and_together(f"{t5_server.url}/v1", asked))
+    assert together == alone
+    assert {reason for _, reason in alone} == {"stop", "length"}
+
+
+async def _answer_alone_and_together(
+    url: str, asked: list[tuple[str, int]]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+
+        async def answer(prompt: str, max_tokens: int) -> tuple[str, str]:
+            found = await client.completions.create(
+                model="demo-t5", prompt=prompt, temperature=0, max_tokens=max_tokens
+            )
+            return found.choices[0].text, str(found.choices[0].finish_reason)
+
+        alone = [await answer(*request) for request in asked]
+        return alone, list(await asyncio.gather(*(answer(*request) for request in asked)))

@@ -11,8 +11,15 @@ from typing import Any
 import pytest
 
 from frontend import translate
-from frontend.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from frontend.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from frontend.served_model import ServedModel
+from frontend.submission import Embedding
 from shared.config import FrontendConfig, ModelConfig
 from shared.errors import ErrorCode, RequestError
 
@@ -118,6 +125,14 @@ COMPLETION: dict[str, Row] = ANY_ANSWER | {
     "logprobs": ("submission.sampling.num_logprobs", {"logprobs": 5}, 5),
     "echo": ("framing.echo", {"echo": True}, True),
 }
+EMBEDDING: dict[str, Row] = {
+    "input": ("input.text.text", {"input": "other"}, "other"),
+    "encoding_format": ("is_base64", {"encoding_format": "base64"}, True),
+    "dimensions": ("wanted.dimensions", {"dimensions": 3}, 3),
+    "truncate_prompt_tokens": ("input.truncate_to", {"truncate_prompt_tokens": 5}, 5),
+    "add_special_tokens": ("input.text.add_special_tokens", {"add_special_tokens": False}, False),
+    "cache_salt": ("wanted.cache_salt", {"cache_salt": "mine"}, "mine"),
+}
 TOKENIZE: dict[str, Row] = {
     "prompt": ("prompt.text.text", {"prompt": "other"}, "other"),
     "content": ("prompt.text.text", {"prompt": None, "content": "other"}, "other"),
@@ -159,12 +174,24 @@ class Seen:
         (self.prompt,) = ask.submission.prompts
 
 
+class SeenEmbedding:
+    """A request for vectors and, for short, its only input."""
+
+    def __init__(self, translated: tuple[Embedding, bool, str]) -> None:
+        self.wanted, self.is_base64, _ = translated
+        (self.input,) = self.wanted.inputs
+
+
 def chat(**given: Any) -> Seen:
     return Seen(translate.chat(_json({"messages": HELLO, **given}), RULES, random_seed=5))
 
 
 def completion(**given: Any) -> Seen:
     return Seen(translate.completion(_json({"prompt": "hello", **given}), RULES, random_seed=5))
+
+
+def embedding(**given: Any) -> Any:
+    return SeenEmbedding(translate.embedding(_json({"input": "hello", **given}), MODEL))
 
 
 def tokenize(**given: Any) -> Any:
@@ -182,6 +209,7 @@ def _json(body: dict[str, Any]) -> bytes:
 ENDPOINTS: dict[str, tuple[Any, Any, dict[str, Row]]] = {
     "chat": (chat, ChatRequest, CHAT),
     "completion": (completion, CompletionRequest, COMPLETION),
+    "embedding": (embedding, EmbeddingRequest, EMBEDDING),
     "tokenize": (tokenize, TokenizeRequest, TOKENIZE),
     "detokenize": (detokenize, DetokenizeRequest, {"tokens": ("token_ids", {"tokens": [3]}, (3,))}),
 }
@@ -192,6 +220,7 @@ SHOWN_BY_REFUSAL = {
     ("chat", "tool_choice"): ({"tool_choice": "required"}, ErrorCode.UNSUPPORTED_PARAMETER),
     ("completion", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),
     ("completion", "best_of"): ({"best_of": 2}, ErrorCode.UNSUPPORTED_PARAMETER),
+    ("embedding", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),
     ("tokenize", "model"): ({"model": "other"}, ErrorCode.MODEL_NOT_FOUND),
     ("tokenize", "tools"): (
         {"prompt": None, "messages": HELLO, "tools": [{"type": "function"}]},

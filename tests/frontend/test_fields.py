@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from frontend import translate
-from frontend.fields import CHAT, COMPLETION, DETOKENIZE, TOKENIZE, Fields
+from frontend.fields import CHAT, COMPLETION, DETOKENIZE, EMBEDDING, TOKENIZE, Fields
 from frontend.other_servers import OF_OTHER_SERVERS
 from shared.errors import BadRequest, ErrorCode
 from tests.frontend.test_translate import HELLO, RULES, assistant, chat
@@ -17,7 +17,7 @@ def test_neutral_values_and_fields_without_effect_pass_in_silence() -> None:
     assert chat(**neutral, **dict.fromkeys(CHAT.without_effect, "x")) == chat()
 
 
-@pytest.mark.parametrize("known", [CHAT, COMPLETION, TOKENIZE, DETOKENIZE])
+@pytest.mark.parametrize("known", [CHAT, COMPLETION, EMBEDDING, TOKENIZE, DETOKENIZE])
 def test_lists_do_not_overlap(known: Fields) -> None:
     obeyed = set(known.shape.__struct_fields__)
     assert not obeyed & known.without_effect

@@ -5,13 +5,22 @@ from typing import Any
 
 import pytest
 
-from frontend.quarantine import QUARANTINE_SECONDS, Quarantine, digest_of
+from frontend.quarantine import QUARANTINE_SECONDS, Quarantine, digests_of
+from frontend.submission import Embedding, Submission
 from shared.errors import BadRequest
 from shared.parts import Prompt, TextOptions, TextPrompt
 from shared.sampling import SamplingParams
 from tests.frontend.bench import WANTED
 
 PROMPT = Prompt(text=TextPrompt("kill"))
+
+
+def digest_of(prompt: Prompt, wanted: Submission) -> bytes:
+    """What a request for an answer to this prompt alone is known by."""
+    (digest,) = digests_of(dataclasses.replace(wanted, prompts=(prompt,)))
+    return digest
+
+
 DIGEST = digest_of(PROMPT, WANTED)
 
 
@@ -33,6 +42,13 @@ def test_another_request_has_another_digest(prompt: Prompt, changes: dict[str, A
 def test_a_client_that_tries_again_is_known_by_more_than_its_seed() -> None:
     again = dataclasses.replace(WANTED, sampling=dataclasses.replace(WANTED.sampling, seed=9))
     assert digest_of(PROMPT, again) == DIGEST
+
+
+def test_a_request_for_vectors_has_one_digest_of_its_own() -> None:
+    several = Embedding((PROMPT, PROMPT), None, "")
+    (whole,) = digests_of(several)
+    others = (Embedding((PROMPT,), None, ""), dataclasses.replace(several, dimensions=3))
+    assert len({whole, DIGEST, *(digests_of(other)[0] for other in others)}) == 4
 
 
 def test_one_death_with_the_request_twice_counts_once() -> None:

@@ -28,6 +28,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 BODIES = {
     "/v1/chat/completions": fields.CHAT,
     "/v1/completions": fields.COMPLETION,
+    "/v1/embeddings": fields.EMBEDDING,
     "/v1/tokenize": fields.TOKENIZE,
     "/v1/detokenize": fields.DETOKENIZE,
 }

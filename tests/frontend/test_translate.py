@@ -316,7 +316,7 @@ def test_as_many_parts_and_calls_as_are_allowed() -> None:
 def test_a_path_is_shown_by_its_last_part(hf_model: str, name: str) -> None:
     config = FrontendConfig(model=ModelConfig(hf_model=hf_model))
     model = ServedModel(config, created=1)
-    assert model.card(None)["id"] == config.model_name == name
+    assert model.card()["id"] == config.model_name == name
     for alias in (hf_model, hf_model.strip("/"), name, "model"):
         model.require(alias)
 

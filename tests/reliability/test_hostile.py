@@ -92,7 +92,7 @@ async def attack(port: int, count: int, seed: int) -> Counter[int]:
 def test_hostile_requests_harm_nobody(
     faulty: RunningServer, rest: Rest, measured: Measured
 ) -> None:
-    with GoodLoad(faulty.port) as load:
+    with GoodLoad(faulty.port, num_streams=24) as load:
         statuses: Counter[int] = Counter()
         while statuses.total() < scaled(NUM_HOSTILE) or load.num_whole < scaled(NUM_GOOD):
             statuses += asyncio.run(attack(faulty.port, scaled(1_000), seed=statuses.total()))

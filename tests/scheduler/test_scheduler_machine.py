@@ -17,11 +17,18 @@ from hypothesis.stateful import (
 )
 
 from scheduler.plan import NO_TOKEN, StepPlan, StepResult
-from scheduler.scheduler import MAX_PREEMPTIONS, Scheduler
+from scheduler.scheduler import MAX_PREEMPTIONS, SampledToken, Scheduler
 from scheduler.sequence import Sequence, State
 from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY
-from tests.fakes import FORMULA_VOCABULARY, POISON, FormulaRunner, formula_answer, formula_score
+from tests.fakes import (
+    FORMULA_VOCABULARY,
+    POISON,
+    FormulaRunner,
+    formula_answer,
+    formula_score,
+    formula_vector,
+)
 
 END_TOKENS = frozenset({END_TOKEN})
 SCORING = replace(GREEDY, num_prompt_logprobs=1)
@@ -44,6 +51,7 @@ EVENTS = {
     "one is preempted while it scores",
     "a scored prompt finds its own blocks",
     "siblings share a scored prompt",
+    "a vector is found",
 }
 
 
@@ -81,7 +89,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.runner = FormulaRunner(
             num_blocks=num_blocks, block_size=block_size, max_sequences=max_sequences
         )
+        self._begin()
+
+    def _begin(self) -> None:
         self.requests: dict[str, list[Sequence]] = {}
+        self.vectors: dict[Sequence, bytes | None] = {}
         self.aborted: set[Sequence] = set()
         self.failed: set[Sequence] = set()
         self.arrived: list[Sequence] = []
@@ -95,6 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         is_poisoned=st.sampled_from([False] * 7 + [True]),
         num_answers=st.sampled_from([1, 1, 1, 2, 4]),
         sampling=st.sampled_from([GREEDY, GREEDY, SCORING]),
+        is_pooled=st.sampled_from([False] * 7 + [True]),
     )
     def submit(
         self,
@@ -104,10 +117,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         is_poisoned: bool,
         num_answers: int,
         sampling: SamplingParams,
+        is_pooled: bool,
     ) -> str:
         request_id = f"r-{len(self.requests)}"
         whole = PREFIX[:num_shared] + [POISON] * is_poisoned + prompt
-        self._add(request_id, whole, max_tokens, num_answers, sampling)
+        if is_pooled:
+            self._add_inputs(request_id, whole, num_answers)
+        else:
+            self._add(request_id, whole, max_tokens, num_answers, sampling)
         return request_id
 
     @rule(lengths=st.lists(st.integers(5, 25), min_size=3, max_size=6))
@@ -148,14 +165,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, count: int) -> None:
         for _ in range(count):
             plan = self._plan()
-            self.scheduler.apply(plan, self.runner.execute(plan))
+            self._apply(plan, self.runner.execute(plan))
 
     @rule(request_id=ids)
     def step_with_an_abort_before_its_result(self, request_id: str) -> None:
         plan = self._plan()
         result = self.runner.execute(plan)
         self.abort(request_id, None)
-        outputs = self.scheduler.apply(plan, result)
+        outputs = self._apply(plan, result)
         assert not {output.sequence for output in outputs} & self.aborted
 
     @rule(place=st.integers(0, 4), samples=st.booleans())
@@ -170,7 +187,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_full = victim.num_computed // self.block_size
         blocks = victim.blocks[num_full:]
         self.failed.add(victim)
-        outputs = self.scheduler.apply(plan, _with_failure(plan, result, chunk.row))
+        outputs = self._apply(plan, _with_failure(plan, result, chunk.row))
         assert victim.state is State.FAILED
         assert [o.token_id for o in outputs if o.sequence is victim] == [NO_TOKEN]
         assert not self.scheduler.pool._key_of.keys() & set(blocks), "a failed block can be found"
@@ -197,8 +214,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence in self.arrived:
             self._check_answer(sequence)
             self._check_scores(sequence)
-        alone = [s.arrival for s in self.admitted if s.leader is None]
-        assert alone == sorted(alone), "somebody was overtaken"
+        for is_pooled in (False, True):
+            alone = [s for s in self.admitted if s.leader is None and s.is_pooled is is_pooled]
+            arrivals = [sequence.arrival for sequence in alone]
+            assert arrivals == sorted(arrivals), "somebody was overtaken"
 
     def _add(
         self,
@@ -208,13 +227,42 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_answers: int,
         sampling: SamplingParams,
     ) -> None:
+        first = self._sequence(request_id, prompt, max_tokens, sampling)
+        self._queue([first, *(first.fork(choice) for choice in range(1, num_answers))])
+
+    def _add_inputs(self, request_id: str, prompt: list[int], count: int) -> None:
+        prompts = [prompt[number % len(prompt) :] for number in range(count)]
+        inputs = [self._sequence(request_id, p, 1, GREEDY, is_pooled=True) for p in prompts]
+        for number, sequence in enumerate(inputs):
+            sequence.choice = number
+        self._queue(inputs)
+
+    def _sequence(
+        self,
+        request_id: str,
+        prompt: list[int],
+        max_tokens: int,
+        sampling: SamplingParams,
+        *,
+        is_pooled: bool = False,
+    ) -> Sequence:
         prompt = prompt[: self.capacity]
         max_tokens = min(max_tokens, self.capacity - len(prompt) + 1)
-        first = Sequence(request_id, tuple(prompt), max_tokens, END_TOKENS, sampling)
-        siblings = [first, *(first.fork(choice) for choice in range(1, num_answers))]
-        self.requests[request_id] = siblings
+        ends = frozenset() if is_pooled else END_TOKENS
+        return Sequence(request_id, tuple(prompt), max_tokens, ends, sampling, is_pooled=is_pooled)
+
+    def _queue(self, siblings: list[Sequence]) -> None:
+        self.requests[siblings[0].request_id] = siblings
         self.arrived += siblings
         self.scheduler.add(*siblings)
+
+    def _apply(self, plan: StepPlan, result: StepResult) -> list[SampledToken]:
+        outputs = self.scheduler.apply(plan, result)
+        for output in outputs:
+            if output.sequence.is_pooled:
+                assert output.sequence not in self.vectors, "a second vector"
+                self.vectors[output.sequence] = output.vector
+        return outputs
 
     def _plan(self) -> StepPlan:
         pool = self.scheduler.pool
@@ -225,6 +273,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert plan.is_empty == self.scheduler.is_idle, "work waits, but nothing is planned"
         assert plan.num_tokens <= self.budget
         newly = [self._running_on(admission.row) for admission in plan.admissions]
+        answers = [s for s in self.arrived if s.state is State.WAITING and not s.is_pooled]
+        assert not (answers and any(s.is_pooled for s in newly)), "a vector before an answer"
         self.admitted += [s for s in newly if s.num_preemptions == 0]
         for sequence in newly:
             self._note_admission(sequence)
@@ -260,16 +310,30 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _check_answer(self, sequence: Sequence) -> None:
         prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        prompt = [*sequence.encoder_token_ids, *prompt]
         answer = sequence.token_ids[sequence.num_prompt_tokens :]
         whole = formula_answer(prompt, sequence.max_tokens, END_TOKENS)
         assert sequence.num_preemptions <= MAX_PREEMPTIONS
-        if sequence in self.aborted or sequence in self.failed:
+        if sequence.is_pooled:
+            self._check_vector(sequence, prompt)
+        elif sequence in self.aborted or sequence in self.failed:
             expected = State.ABORTED if sequence in self.aborted else State.FAILED
             assert sequence.state is expected
             assert answer == whole[: len(answer)]
         else:
             assert answer == whole
             assert sequence.state is self._expected_end(prompt, whole)
+
+    def _check_vector(self, sequence: Sequence, prompt: list[int]) -> None:
+        assert sequence.num_output_tokens == 0
+        if sequence in self.aborted:
+            assert sequence.state is State.ABORTED
+            assert sequence not in self.vectors
+            return
+        expected = None if sequence in self.failed else formula_vector(prompt)
+        assert self.vectors[sequence] == expected
+        assert sequence.state is (State.FAILED if expected is None else State.STOPPED)
+        self._note("a vector is found", expected)
 
     def _check_scores(self, sequence: Sequence) -> None:
         """Each prompt token but the first was scored once, in order, as far as it came."""
@@ -321,7 +385,7 @@ def test_every_life_of_the_scheduler_balances_its_books() -> None:
 
 
 def test_the_lives_come_by_everything_that_can_happen() -> None:
-    run_machine(100, 30, machine=FixedMachine, is_fixed=True)
+    run_machine(120, 30, machine=FixedMachine, is_fixed=True)
     assert FixedMachine.seen.keys() == EVENTS
 
 

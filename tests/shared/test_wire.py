@@ -50,6 +50,7 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     int: INT64,
     str: TEXT,
     bool: st.booleans(),
+    bytes: st.binary(max_size=8),
     float: st.floats(allow_nan=False, allow_infinity=False),
     ErrorCode: st.sampled_from(ErrorCode),
     type(None): st.none(),
