@@ -270,9 +270,19 @@ class WorkerConfig:
         "mode of --torch-compile; in each, CUDA graphs are --cuda-graphs; on the CPU all are alike",
         choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     )
-    continuous_batching_batch_size: int = flag(20, "most sequences in one step", at_least=1)
+    continuous_batching_batch_size: int = flag(
+        20,
+        "most sequences in one step",
+        env=("CONTINUOUS_BATCHING_BATCH_SIZE", "CONTINOUS_BATCHING_BATCH_SIZE"),
+        aliases=("--continous-batching-batch-size",),
+        at_least=1,
+    )
     continuous_batching_microsleep: float = flag(
-        0.001, "seconds an idle worker waits for companions of the first arrival", at_least=0
+        0.001,
+        "seconds an idle worker waits for companions of the first arrival",
+        env=("CONTINUOUS_BATCHING_MICROSLEEP", "CONTINOUS_BATCHING_MICROSLEEP"),
+        aliases=("--continous-batching-microsleep",),
+        at_least=0,
     )
     max_num_batched_tokens: int = flag(
         512,

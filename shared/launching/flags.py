@@ -17,9 +17,15 @@ from shared.launching import config_file
 from shared.launching.values import convert
 
 BASICS = "Basics"
-# What command lines and settings of the predecessor may still hold.
-OPTIONS_WITHOUT_EFFECT = ("--attn-implementation", "--reload")
-VARIABLES_WITHOUT_EFFECT = ("ATTN_IMPLEMENTATION", "CACHE_TYPE", "HOTLOAD")
+# What command lines and settings of the predecessor may still hold. Batching is always continuous,
+# there is one kind of cache and of attention, and the model is loaded at the start.
+OPTIONS_WITHOUT_EFFECT = (
+    "--attn-implementation", "--cache-type", "--continuous-batching", "--continous-batching",
+    "--hotload", "--reload",
+)  # fmt: skip
+VARIABLES_WITHOUT_EFFECT = (
+    "ATTN_IMPLEMENTATION", "CACHE_TYPE", "CONTINUOUS_BATCHING", "CONTINOUS_BATCHING", "HOTLOAD",
+)  # fmt: skip
 
 # Flags that change nothing unless the switch is on.
 _PARTS_OF_SWITCHES = {

@@ -9,7 +9,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from tests.e2e.server import RunningServer
+from tests.e2e.server import RunningServer, running_server
 
 pytestmark = pytest.mark.e2e
 ENGLISH = "translate English to German: the old woman sees the small dog"
@@ -145,6 +145,27 @@ def test_many_at_once_are_answered_as_each_alone(t5_server: RunningServer) -> No
     alone, together = asyncio.run(_answer_alone_and_together(f"{t5_server.url}/v1", asked))
     assert together == alone
     assert {reason for _, reason in alone} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("batching", [(), ("--continous-batching", "true")])
+def test_the_commands_of_the_predecessors_readme_start_and_answer(
+    batching: tuple[str, ...],
+) -> None:
+    flags = [
+        *("--attn-implementation", "sdpa", "--tokenizer-type", "AutoTokenizer"),
+        *("--model-type", "transformers_openai.models.T5ForConditionalGeneration"),
+        *("--tokenizer-use-fast", "false", "--architecture-type", "encoder-decoder"),
+        *("--torch-dtype", "bfloat16", "--cache-type", "none", *batching),
+    ]
+    with (
+        running_server("--hf-model", "demo-t5", *flags) as server,
+        openai.OpenAI(base_url=server.url, api_key="-", max_retries=0) as client,
+    ):
+        messages: Any = [{"role": "user", "content": ENGLISH}]
+        answer = client.chat.completions.create(
+            model="model", messages=messages, temperature=0.1, max_tokens=1024, top_p=0.95
+        )
+        assert answer.choices[0].message.content == GERMAN
 
 
 async def _answer_alone_and_together(
