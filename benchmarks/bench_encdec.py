@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.slot_loading import serve_slots
+from scheduler.plan import EncoderInput
 from scheduler.sequence import Sequence
 from shared.config import ModelConfig, WorkerConfig
 from shared.sampling import SamplingParams
@@ -100,7 +101,7 @@ class Ours:
                     request.num_tokens,
                     frozenset(),
                     greedy,
-                    encoder_token_ids=request.input_ids,
+                    encoder_input=EncoderInput.text(request.input_ids),
                 )
             )
         num_tokens = 0

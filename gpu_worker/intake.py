@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from scheduler.plan import NO_INPUT, EncoderInput
 from scheduler.sequence import Sequence
 from shared.errors import ErrorCode, RequestError
 from shared.messages import Generate, Pool
@@ -81,7 +82,7 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
         _end_token_ids(message.sampling, limits) if max_tokens else frozenset(),
         message.sampling,
         cache_salt=f"{limits.rope_class(len(prompt))}\n{message.cache_salt}",
-        encoder_token_ids=prompt if encoder else (),
+        encoder_input=EncoderInput.text(prompt) if encoder else NO_INPUT,
     )
 
 
@@ -109,7 +110,7 @@ def _to_pooled(
         frozenset(),
         _GREEDY,
         cache_salt=f"{limits.rope_class(len(prompt))}\n{message.cache_salt}",
-        encoder_token_ids=prompt if encoder else (),
+        encoder_input=EncoderInput.text(prompt) if encoder else NO_INPUT,
         is_pooled=True,
     )
     sequence.choice = number

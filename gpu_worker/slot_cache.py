@@ -1,9 +1,10 @@
 """Keys and values of encoder-decoders, as a cache of transformers: one slot for each sequence.
 
 Slot r belongs to the runner's row r. A decoding step writes one position of each of the first B
-slots and reads them as views: nothing is gathered or copied. What the encoder gave is projected
-once and stays. Dimension names: L decoder layers, S slots, H heads, D head size, B rows of a step,
-K and E positions of the decoder and the encoder that a step looks at.
+slots and reads them as views: nothing is gathered or copied. A prompt of several tokens is written
+in one go, to the slots of any rows, of which it reads copies. What the encoder gave is projected
+once and stays. Dimension names: L decoder layers, S slots, H heads, D head size, B rows of a
+forward pass, T tokens of each, K and E positions of the decoder and the encoder that it looks at.
 """
 
 from dataclasses import dataclass
@@ -49,14 +50,19 @@ class _SelfLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes one token of each row, [B, H, 1, D], and returns [B, H, K, D] to look at."""
-        positions, num_keys = self._slots.positions, self._slots.num_keys
-        num_rows = len(positions)
-        rows = torch.arange(num_rows, device=positions.device)
+        """Writes the tokens of each row, [B, H, T, D], and returns [B, H, K, D] to look at."""
+        slots = self._slots
+        rows = slots.rows[:, None]
         for kind, states in enumerate((key_states, value_states)):
-            self._storage[kind][rows, :, positions] = states[:, :, 0]
-        keys, values = self._storage[:, :num_rows, :, :num_keys]
-        return keys, values
+            self._storage[kind][rows, :, slots.positions] = states.transpose(1, 2)
+        return self._view(0, slots.num_keys), self._view(1, slots.num_keys)
+
+    def _view(self, kind: int, length: int) -> torch.Tensor:
+        """[B, H, length, D] of the rows' slots."""
+        slots = self._slots
+        if slots.has_first_rows:
+            return self._storage[kind, : len(slots.rows), :, :length]
+        return self._storage[kind, :, :, :length].index_select(0, slots.rows)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing: the storage is there."""
@@ -80,7 +86,7 @@ class _CrossLayer(_SelfLayer):
     @property
     def keys(self) -> torch.Tensor:
         """[B, H, E, D]."""
-        return self._view(0)
+        return self._view(0, self._slots.num_encoder_keys)
 
     @keys.setter
     def keys(self, _: Any) -> None:
@@ -89,15 +95,11 @@ class _CrossLayer(_SelfLayer):
     @property
     def values(self) -> torch.Tensor:
         """[B, H, E, D]."""
-        return self._view(1)
+        return self._view(1, self._slots.num_encoder_keys)
 
     @values.setter
     def values(self, _: Any) -> None:
         """As for `keys`."""
-
-    def _view(self, kind: int) -> torch.Tensor:
-        slots = self._slots
-        return self._storage[kind, : len(slots.positions), :, : slots.num_encoder_keys]
 
 
 class SlotCache(EncoderDecoderCache):
@@ -110,7 +112,10 @@ class SlotCache(EncoderDecoderCache):
         kind: dict[str, Any] = {"dtype": geometry.dtype, "device": geometry.device}
         self._own = torch.zeros(*shape, self.scratch + 1, geometry.head_size, **kind)
         self._cross = torch.zeros(*shape, geometry.max_encoder_len, geometry.head_size, **kind)
-        self.positions = torch.zeros(0, dtype=torch.long, device=geometry.device)  # [B]
+        self._all_rows = torch.arange(num_slots, device=geometry.device)
+        self.rows = self._all_rows[:0]  # [B] int64
+        self.has_first_rows = True  # they are 0 to B - 1
+        self.positions = self.rows[:, None]  # [B, T] int64, where they are written
         self.num_keys = 0
         self.num_encoder_keys = 0
         super().__init__(
@@ -121,11 +126,20 @@ class SlotCache(EncoderDecoderCache):
             range(geometry.num_layers), True
         )  # `write_cross` has done it
 
-    def begin(self, positions: torch.Tensor, num_keys: int, num_encoder_keys: int) -> None:
-        """Prepares a step of rows 0 to B - 1 at these positions, [B] int64.
+    def begin(
+        self,
+        positions: torch.Tensor,
+        num_keys: int,
+        num_encoder_keys: int,
+        rows: torch.Tensor | None = None,
+    ) -> None:
+        """Prepares a forward pass over these positions, [B, T] int64, of the rows [B] int64.
 
-        It looks at `num_keys` and `num_encoder_keys` positions, or a few more.
+        Without `rows` they are 0 to B - 1. It looks at `num_keys` and `num_encoder_keys` positions,
+        or a few more.
         """
+        self.has_first_rows = rows is None
+        self.rows = self._all_rows[: len(positions)] if rows is None else rows
         self.positions = positions
         self.num_keys = _rounded(num_keys, self.geometry.max_decoder_len)
         self.num_encoder_keys = _rounded(num_encoder_keys, self.geometry.max_encoder_len)

@@ -20,3 +20,9 @@ def upload(values: Sequence[float], dtype: torch.dtype, device: torch.device) ->
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
+
+
+def within(lengths: Sequence[int], longest: int, device: torch.device) -> torch.Tensor:
+    """[n, longest] bool: true before the end of each of n rows of these lengths."""
+    places = torch.arange(longest, device=device)
+    return places < upload(lengths, torch.long, device)[:, None]

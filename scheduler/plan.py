@@ -17,6 +17,23 @@ NO_TOKEN = -1  # sampled where the logits were not numbers; the sequence fails
 
 
 @dataclass(frozen=True)
+class EncoderInput:
+    """What an encoder reads before a sequence decodes: a text, or a window of sound."""
+
+    num_positions: int  # that the encoder makes of it; 0: there is no encoder
+    token_ids: tuple[int, ...] = ()
+    features: bytes = b""  # a log-mel spectrogram: float32, little-endian, [bins, frames]
+
+    @classmethod
+    def text(cls, token_ids: tuple[int, ...]) -> "EncoderInput":
+        """A text, of which each token has one position."""
+        return cls(len(token_ids), token_ids)
+
+
+NO_INPUT = EncoderInput(0)
+
+
+@dataclass(frozen=True)
 class Admission:
     """A sequence takes a row of the runner's tables; the row's old contents are void.
 
@@ -29,7 +46,7 @@ class Admission:
     num_prompt_tokens: int
     end_token_ids: frozenset[int]  # impossible until `sampling.min_tokens` are sampled
     cached_blocks: tuple[int, ...]  # the table begins with these: full, shared and read-only
-    encoder_token_ids: tuple[int, ...] = ()  # what an encoder reads first; () without one
+    encoder_input: EncoderInput = NO_INPUT
     is_pooled: bool = False  # a vector of the prompt is wanted, and no answer
 
 

@@ -239,7 +239,7 @@ class Scheduler:
             prefills.append(sequence.scoring(self._chunk(sequence, length)))
             budget -= length
             if sequence.num_computed == 0:
-                budget -= len(sequence.encoder_token_ids)
+                budget -= sequence.encoder_input.num_positions
         return prefills
 
     def _admit_next(self, budget: int, admissions: list[Admission]) -> Sequence | None:
@@ -252,7 +252,7 @@ class Scheduler:
         if not self._waiting or not self._rows.has_free:
             return None
         sequence = self._waiting.first(lambda s: not s.waits_for_leader(self._block_size))
-        if sequence is None or (admissions and len(sequence.encoder_token_ids) >= budget):
+        if sequence is None or (admissions and sequence.encoder_input.num_positions >= budget):
             return None
         found = self._find(sequence)
         if not self._has_room(sequence, found):

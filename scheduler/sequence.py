@@ -11,7 +11,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from scheduler import prefix
-from scheduler.plan import Admission, Chunk, TokenScore
+from scheduler.plan import NO_INPUT, Admission, Chunk, EncoderInput, TokenScore
 from scheduler.prefix import BlockKey
 from shared.sampling import NUM_SEEDS, SamplingParams
 
@@ -66,12 +66,12 @@ class Sequence:
         sampling: SamplingParams,
         *,
         cache_salt: str | None = "",
-        encoder_token_ids: tuple[int, ...] = (),
+        encoder_input: EncoderInput = NO_INPUT,
         is_pooled: bool = False,
     ) -> None:
         self.request_id = request_id
         self.is_pooled = is_pooled  # a vector of the prompt is wanted, and no answer
-        self.encoder_token_ids = encoder_token_ids  # what an encoder reads first; () without one
+        self.encoder_input = encoder_input
         self.choice = 0  # which answer of the request
         self.leader: Sequence | None = None
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -107,7 +107,7 @@ class Sequence:
             self.end_token_ids,
             sampling,
             cache_salt=self.cache_salt,
-            encoder_token_ids=self.encoder_token_ids,
+            encoder_input=self.encoder_input,
         )
         sibling.choice = choice
         sibling.leader = self
@@ -191,7 +191,7 @@ class Sequence:
             num_prompt_tokens=self.num_prompt_tokens,
             end_token_ids=self.end_token_ids,
             cached_blocks=tuple(self.blocks),
-            encoder_token_ids=self.encoder_token_ids,
+            encoder_input=self.encoder_input,
             is_pooled=self.is_pooled,
         )
 

@@ -168,7 +168,10 @@ class SlotFormulaRunner:
         for move in plan.moves:
             self._move(move)
         for admission in plan.admissions:
-            self._inputs[admission.row], self._fed[admission.row] = admission.encoder_token_ids, []
+            self._inputs[admission.row], self._fed[admission.row] = (
+                admission.encoder_input.token_ids,
+                [],
+            )
         for chunk in plan.chunks:
             assert chunk.start == len(self._fed[chunk.row]), "tokens skipped or computed twice"
             self._fed[chunk.row] += chunk.token_ids
@@ -182,7 +185,7 @@ class SlotFormulaRunner:
         self.num_moves += 1
         target, admission = move.admission.row, move.admission
         assert tuple(self._fed[move.source]) == admission.token_ids
-        assert self._inputs[move.source] == admission.encoder_token_ids
+        assert self._inputs[move.source] == admission.encoder_input.token_ids
         self._fed[target] = self._fed.pop(move.source)
         self._inputs[target] = self._inputs.pop(move.source)
 

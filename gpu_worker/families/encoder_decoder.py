@@ -4,7 +4,7 @@ Each row is at a position of its own. What differs from family to family is behi
 names of dimensions are those of `slot_cache.py`; N sampled tokens, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -13,10 +13,10 @@ from gpu_worker.logprobs import Computed, Scorer, read
 from gpu_worker.pooling import mean, unit
 from gpu_worker.sampler import Sampler
 from gpu_worker.slot_cache import SlotCache
-from gpu_worker.upload import upload
+from gpu_worker.upload import upload, within
 from scheduler.plan import Admission, Chunk, Move, StepPlan, StepResult
 
-MAX_PADDING = 2.0  # of inputs that are encoded together: padded tokens for each real one
+MAX_PADDING = 2.0  # of inputs that are encoded together: padded positions for each real one
 
 
 class Adapter(Protocol):
@@ -24,14 +24,14 @@ class Adapter(Protocol):
 
     vocab_size: int
 
-    def encode(self, token_ids: torch.Tensor, is_input: torch.Tensor) -> torch.Tensor:
-        """Inputs [n, E] int64, padded on the right, and where they are; their states [n, E, M]."""
+    def encode(self, admissions: Sequence[Admission]) -> torch.Tensor:
+        """The states of these inputs, [n, E, M]; those of shorter inputs end in padding."""
 
     def project(self, states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each decoder layer's keys and values of the states, [n, H, E, D] each."""
 
     def decode(self, token_ids: torch.Tensor, encoder_lengths: torch.Tensor) -> torch.Tensor:
-        """One token of each row, [B, 1] int64, over the cache as it was prepared; [B, M]."""
+        """Tokens of each row, [B, T] int64, over the cache as it was prepared; [B, T, M]."""
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """[N, M] to [N, V]."""
@@ -61,9 +61,7 @@ class EncoderDecoder:
             self._sampler.begin(admission)
             self._scorer.begin(admission)
         self._sampler.observe(plan)
-        answered = tuple(chunk for chunk in plan.chunks if not chunk.pools)
-        vectors = self._pooled(chunk.row for chunk in plan.chunks if chunk.pools)
-        return read([self._decode(answered, vectors)])  # the step's one synchronisation
+        return read([self._compute(plan.chunks)])  # the step's one synchronisation
 
     def _move(self, move: Move) -> None:
         target = move.admission.row
@@ -73,18 +71,9 @@ class EncoderDecoder:
 
     def _encode(self, group: Sequence[Admission]) -> None:
         """Encodes inputs of like length together and keeps what the decoder will look at."""
-        lengths = [len(admission.encoder_token_ids) for admission in group]
-        longest = max(lengths)
-        padded = [
-            token_id
-            for admission, length in zip(group, lengths, strict=True)
-            for token_id in (*admission.encoder_token_ids, *(0,) * (longest - length))
-        ]
-        token_ids = upload(padded, torch.long, self._device).view(len(group), longest)
-        places = torch.arange(longest, device=self._device)
-        is_input = places < upload(lengths, torch.long, self._device)[:, None]
-        states = self._adapter.encode(token_ids, is_input)
-        self._keep_vectors(group, states, is_input)
+        lengths = [_length(admission) for admission in group]
+        states = self._adapter.encode(group)
+        self._keep_vectors(group, states, lengths)
         if all(admission.is_pooled for admission in group):
             return
         for layer, (keys, values) in enumerate(self._adapter.project(states)):
@@ -95,24 +84,48 @@ class EncoderDecoder:
             self._encoder_lengths[admission.row] = length
 
     def _keep_vectors(
-        self, group: Sequence[Admission], states: torch.Tensor, is_input: torch.Tensor
+        self, group: Sequence[Admission], states: torch.Tensor, lengths: list[int]
     ) -> None:
         if not any(admission.is_pooled for admission in group):
             return
-        vectors = unit(mean(states, is_input))
+        vectors = unit(mean(states, within(lengths, states.shape[1], self._device)))
         for admission, vector in zip(group, vectors, strict=True):
             if admission.is_pooled:
                 self._vectors[admission.row] = vector
 
-    def _pooled(self, rows: Iterable[int]) -> torch.Tensor | None:
-        """The vectors [P, M] of these rows; None of none."""
-        vectors = [self._vectors[row] for row in rows]
-        return torch.stack(vectors) if vectors else None
-
-    def _decode(self, chunks: tuple[Chunk, ...], vectors: torch.Tensor | None) -> Computed:
-        if not chunks:
+    def _compute(self, chunks: tuple[Chunk, ...]) -> Computed:
+        pooled = [self._vectors[chunk.row] for chunk in chunks if chunk.pools]
+        vectors = torch.stack(pooled) if pooled else None
+        answered = [chunk for chunk in chunks if not chunk.pools]
+        sampling = [chunk for chunk in answered if chunk.samples]
+        states = self._states(answered)
+        if not sampling:
             nothing = torch.empty(0, dtype=torch.long, device=self._device)
             return Computed(nothing, (), (), (), vectors)
+        host_rows = [chunk.row for chunk in sampling]
+        outputs = [chunk.output_index for chunk in sampling]
+        packed = upload([*host_rows, *outputs], torch.long, self._device)
+        rows, output_indices = packed.split(len(sampling))
+        logits = self._adapter.logits(states)
+        sampled = self._sampler.sample(logits, rows, output_indices, host_rows)
+        asking, scores = self._scorer.score_sampled(logits, sampled, host_rows)
+        return Computed(sampled, asking, scores, (), vectors)
+
+    def _states(self, chunks: list[Chunk]) -> torch.Tensor:
+        """The states [N, M] of the last tokens of the chunks that sample, in their order."""
+        tokens = [chunk for chunk in chunks if len(chunk.token_ids) == 1]
+        prompts = [chunk for chunk in chunks if len(chunk.token_ids) > 1]
+        parts = [self._decode(tokens)] if tokens else []
+        parts += [self._prefill(prompts)] if prompts else []
+        places = {chunk.row: place for place, chunk in enumerate((*tokens, *prompts))}
+        wanted = [places[chunk.row] for chunk in chunks if chunk.samples]
+        states = torch.cat(parts) if parts else torch.empty(0, device=self._device)
+        if wanted == list(range(len(states))):
+            return states
+        return states.index_select(0, upload(wanted, torch.long, self._device))
+
+    def _decode(self, chunks: list[Chunk]) -> torch.Tensor:
+        """The states [B, M] of one token of each row; the rows between them compute for nobody."""
         host_rows = [chunk.row for chunk in chunks]
         num_rows = max(host_rows) + 1
         token_ids, positions = [0] * num_rows, [self.cache.scratch] * num_rows
@@ -120,35 +133,57 @@ class EncoderDecoder:
             (token_ids[chunk.row],) = chunk.token_ids
             positions[chunk.row] = chunk.start
         lengths = [self._encoder_lengths[row] for row in range(num_rows)]
-        outputs = [chunk.output_index for chunk in chunks]
-        fields = (token_ids, positions, lengths, host_rows, outputs)
+        fields = (token_ids, positions, lengths, host_rows)
         packed = upload([number for field in fields for number in field], torch.long, self._device)
-        fed, places, encoder_lengths, rows, output_indices = packed.split([len(f) for f in fields])
-        num_keys = max(chunk.start for chunk in chunks) + 1
-        self.cache.begin(places, num_keys, max(self._encoder_lengths[row] for row in host_rows))
-        states = self._adapter.decode(fed[:, None], encoder_lengths)  # [B, M]
-        if host_rows != list(range(num_rows)):
-            states = states.index_select(0, rows)
-        logits = self._adapter.logits(states)
-        sampled = self._sampler.sample(logits, rows, output_indices, host_rows)
-        asking, scores = self._scorer.score_sampled(logits, sampled, host_rows)
-        return Computed(sampled, asking, scores, (), vectors)
+        fed, places, encoder_lengths, rows = packed.split([len(field) for field in fields])
+        self.cache.begin(places[:, None], _num_keys(chunks), self._num_encoder_keys(chunks))
+        states = self._adapter.decode(fed[:, None], encoder_lengths)[:, 0]
+        return states if host_rows == list(range(num_rows)) else states.index_select(0, rows)
+
+    def _prefill(self, chunks: list[Chunk]) -> torch.Tensor:
+        """The states [B, M] of the last tokens of prompts, which are padded on the right."""
+        longest = max(len(chunk.token_ids) for chunk in chunks)
+        token_ids, positions = [], []
+        for chunk in chunks:
+            padding = longest - len(chunk.token_ids)
+            token_ids += [*chunk.token_ids, *(0,) * padding]
+            end = chunk.start + len(chunk.token_ids)
+            positions += [*range(chunk.start, end), *(self.cache.scratch,) * padding]
+        rows = [chunk.row for chunk in chunks]
+        lengths = [self._encoder_lengths[row] for row in rows]
+        lasts = [len(chunk.token_ids) - 1 for chunk in chunks]
+        fields = (token_ids, positions, rows, lengths, lasts)
+        packed = upload([number for field in fields for number in field], torch.long, self._device)
+        fed, places, row_ids, encoder_lengths, last_places = packed.split([len(f) for f in fields])
+        num_encoder_keys = self._num_encoder_keys(chunks)
+        shape = (len(chunks), longest)
+        self.cache.begin(places.view(shape), _num_keys(chunks), num_encoder_keys, row_ids)
+        states = self._adapter.decode(fed.view(shape), encoder_lengths)
+        return states[torch.arange(len(chunks), device=self._device), last_places]
+
+    def _num_encoder_keys(self, chunks: list[Chunk]) -> int:
+        return max(self._encoder_lengths[chunk.row] for chunk in chunks)
+
+
+def _num_keys(chunks: list[Chunk]) -> int:
+    return max(chunk.start + len(chunk.token_ids) for chunk in chunks)
 
 
 def groups(admissions: Sequence[Admission]) -> Iterator[list[Admission]]:
     """Admissions whose inputs are encoded together, so that little of it is padding."""
     group: list[Admission] = []
-    num_tokens = 0
-    for admission in sorted(admissions, key=_input_length):
-        padded = (len(group) + 1) * _input_length(admission)
-        if group and padded > MAX_PADDING * (num_tokens + _input_length(admission)):
+    num_positions = 0
+    for admission in sorted(admissions, key=_length):
+        length = _length(admission)
+        padded = (len(group) + 1) * length
+        if group and padded > MAX_PADDING * (num_positions + length):
             yield group
-            group, num_tokens = [], 0
+            group, num_positions = [], 0
         group.append(admission)
-        num_tokens += _input_length(admission)
+        num_positions += length
     if group:
         yield group
 
 
-def _input_length(admission: Admission) -> int:
-    return len(admission.encoder_token_ids)
+def _length(admission: Admission) -> int:
+    return admission.encoder_input.num_positions

@@ -5,7 +5,7 @@ al., 2020). Stock code computes it for one position of the whole batch, in the f
 (T5, mT5) or in each (UMT5); here it is computed for each row's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -21,6 +21,8 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from gpu_worker.slot_cache import SlotCache, SlotGeometry
+from gpu_worker.upload import upload, within
+from scheduler.plan import Admission
 
 ATTENTION = "slots"
 
@@ -46,8 +48,17 @@ class T5:
             if attention.has_relative_attention_bias:
                 attention.compute_bias = MethodType(_bias_of(cache), attention)
 
-    def encode(self, token_ids: torch.Tensor, is_input: torch.Tensor) -> torch.Tensor:
+    def encode(self, admissions: Sequence[Admission]) -> torch.Tensor:
         """See `Adapter`."""
+        inputs = [admission.encoder_input.token_ids for admission in admissions]
+        lengths = [len(token_ids) for token_ids in inputs]
+        padded = [
+            token_id
+            for token_ids in inputs
+            for token_id in (*token_ids, *(0,) * (max(lengths) - len(token_ids)))
+        ]
+        token_ids = upload(padded, torch.long, self._device).view(len(inputs), max(lengths))
+        is_input = within(lengths, max(lengths), self._device)
         states: torch.Tensor = self._model.encoder(
             input_ids=token_ids, attention_mask=is_input.long()
         ).last_hidden_state
@@ -68,13 +79,13 @@ class T5:
         inputs = torch.arange(cache.num_encoder_keys, device=self._device)
         states: torch.Tensor = self._model.decoder(
             input_ids=token_ids,
-            attention_mask=(keys <= cache.positions[:, None])[:, None, None],
+            attention_mask=(keys <= cache.positions[..., None])[:, None],
             encoder_hidden_states=self._no_states,
             encoder_attention_mask=(inputs < encoder_lengths[:, None])[:, None, None],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return states[:, 0]
+        return states
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """See `Adapter`."""
@@ -119,12 +130,12 @@ def _buckets(attention: Any, distances: torch.Tensor) -> Any:
 
 def _bias_of(cache: SlotCache) -> Any:
     def compute_bias(attention: Any, query_length: int, key_length: int, **_: Any) -> torch.Tensor:
-        """[B, H, 1, K]: of each row's newest token to every key."""
-        assert query_length == 1, "rows decode one token each"
+        """[B, H, T, K]: of each row's tokens to every key."""
         positions = cache.positions
+        assert query_length == positions.shape[1]
         keys = torch.arange(key_length, device=positions.device)
-        buckets = _buckets(attention, keys - positions[:, None])
-        bias: torch.Tensor = attention.relative_attention_bias(buckets)  # [B, K, H]
-        return bias.permute(0, 2, 1)[:, :, None]
+        buckets = _buckets(attention, keys - positions[..., None])
+        bias: torch.Tensor = attention.relative_attention_bias(buckets)  # [B, T, K, H]
+        return bias.permute(0, 3, 1, 2)
 
     return compute_bias

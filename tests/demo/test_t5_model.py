@@ -12,6 +12,7 @@ from demo.t5_tokenizer import T5_FOLDER
 from gpu_worker.families.encoder_decoder import EncoderDecoder
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import load
+from scheduler.plan import EncoderInput
 from scheduler.sequence import Sequence
 from shared.config import ModelConfig, WorkerConfig
 from tests.builders import GREEDY
@@ -63,7 +64,7 @@ def answered(t5: T5Model, loaded: LoadedModel, prompts: list[str]) -> list[Seque
     sequences = [
         Sequence(
             str(number), loaded.encoder.start_token_ids, MAX_TOKENS, loaded.end_token_ids, GREEDY,
-            encoder_token_ids=tuple(t5.tokenizer(prompt)["input_ids"]),
+            encoder_input=EncoderInput.text(tuple(t5.tokenizer(prompt)["input_ids"])),
         )
         for number, prompt in enumerate(prompts)
     ]  # fmt: skip
@@ -88,7 +89,7 @@ def test_requests_of_mixed_lengths_are_answered_as_alone(t5: T5Model, loaded: Lo
     skills = (T5_SKILLS * 5)[:24]
     prompts = [held_out_pairs(skill, 1, seed)[0].prompt for seed, skill in enumerate(skills)]
     sequences = answered(t5, loaded, prompts)
-    assert len({len(sequence.encoder_token_ids) for sequence in sequences}) > 5
+    assert len({len(sequence.encoder_input.token_ids) for sequence in sequences}) > 5
     assert len({len(sequence.token_ids) for sequence in sequences}) > 5
     assert [found for s in sequences if (found := difference(t5.model, s))] == []
 

@@ -17,6 +17,7 @@ from gpu_worker.families import t5
 from gpu_worker.families.encoder_decoder import EncoderDecoder
 from gpu_worker.families.t5 import T5
 from gpu_worker.slot_cache import SlotCache
+from scheduler.plan import EncoderInput
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from tests.builders import GREEDY
@@ -78,18 +79,19 @@ def served(model: PreTrainedModel) -> tuple[EncoderDecoder, Scheduler]:
     return EncoderDecoder(T5(model, cache), cache, NUM_ROWS), scheduler
 
 
-def requests(count: int) -> list[Sequence]:
-    """Inputs and answers of mixed lengths."""
+def requests(count: int, longest_start: int = 1) -> list[Sequence]:
+    """Inputs and answers of mixed lengths, and what the answers begin with."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for number in range(count):
         length = int(torch.randint(1, ENCODER_LEN, (1,), generator=generator))
-        max_tokens = int(torch.randint(1, DECODER_LEN, (1,), generator=generator))
+        max_tokens = int(torch.randint(1, DECODER_LEN - longest_start, (1,), generator=generator))
+        start = (START, *range(5, 5 + number % longest_start))
         ids = torch.randint(2, 120, (length,), generator=generator).tolist()
         made.append(
             Sequence(
-                str(number), (START,), max_tokens, frozenset({END}), GREEDY,
-                encoder_token_ids=tuple(ids),
+                str(number), start, max_tokens, frozenset({END}), GREEDY,
+                encoder_input=EncoderInput.text(tuple(ids)),
             )
         )  # fmt: skip
     return made
@@ -112,14 +114,17 @@ def serve_all(runner: EncoderDecoder, scheduler: Scheduler, sequences: list[Sequ
 def difference(model: Any, sequence: Sequence) -> str:
     """Where the answer is not the stock one, up to a near tie of its two best tokens; "" if not."""
     generated = model.generate(
-        torch.tensor([sequence.encoder_token_ids], device=model.device),
+        torch.tensor([sequence.encoder_input.token_ids], device=model.device),
+        decoder_input_ids=torch.tensor(
+            [sequence.token_ids[: sequence.num_prompt_tokens]], device=model.device
+        ),
         max_new_tokens=sequence.max_tokens,
         do_sample=False,
         return_dict_in_generate=True,
         output_logits=True,
     )
-    expected = generated.sequences[0, 1:].tolist()
-    answer = sequence.token_ids[1:]
+    expected = generated.sequences[0, sequence.num_prompt_tokens :].tolist()
+    answer = sequence.token_ids[sequence.num_prompt_tokens :]
     for place, (token_id, wanted) in enumerate(zip(answer, expected, strict=True)):
         if token_id != wanted:
             best, second = generated.logits[place][0].topk(2).values.tolist()

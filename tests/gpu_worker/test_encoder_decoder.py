@@ -5,7 +5,7 @@ import torch
 
 from gpu_worker.families import encoder_decoder
 from gpu_worker.slot_cache import SlotCache
-from scheduler.plan import Admission
+from scheduler.plan import Admission, EncoderInput
 from tests.builders import GREEDY
 from tests.gpu_worker.encoder_decoders import (
     MODELS,
@@ -26,6 +26,16 @@ def test_requests_that_come_and_go_are_answered_as_alone(name: str) -> None:
     assert [found for s in sequences if (found := difference(reference, s))] == []
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_of_the_decoder_are_prefilled_in_one_go(name: str) -> None:
+    sequences = requests(12, longest_start=9)
+    runner, scheduler = served(make_t5(name))
+    serve_all(runner, scheduler, sequences)
+    assert {sequence.num_prompt_tokens for sequence in sequences} > {1, 4, 9}
+    reference = make_t5(name)
+    assert [found for s in sequences if (found := difference(reference, s))] == []
+
+
 @pytest.mark.parametrize("fault", ["one position for all", "one length for all"])
 def test_the_comparison_sees_what_rows_must_not_share(
     fault: str, monkeypatch: pytest.MonkeyPatch
@@ -35,10 +45,14 @@ def test_the_comparison_sees_what_rows_must_not_share(
         begin = SlotCache.begin
 
         def begin_at_one(
-            cache: SlotCache, positions: torch.Tensor, num_keys: int, num_encoder_keys: int
+            cache: SlotCache,
+            positions: torch.Tensor,
+            num_keys: int,
+            num_encoder_keys: int,
+            rows: torch.Tensor | None = None,
         ) -> None:
             shared = positions.where(positions == cache.scratch, num_keys - 1)
-            begin(cache, shared, num_keys, num_encoder_keys)
+            begin(cache, shared, num_keys, num_encoder_keys, rows)
 
         monkeypatch.setattr(SlotCache, "begin", begin_at_one)
     else:
@@ -58,11 +72,11 @@ class _Longest(list[int]):
 
 def test_inputs_of_like_length_are_encoded_together() -> None:
     admissions = [
-        Admission(row, GREEDY, (0,), 1, frozenset(), (), (7,) * length)
+        Admission(row, GREEDY, (0,), 1, frozenset(), (), EncoderInput.text((7,) * length))
         for row, length in enumerate([100, 3, 90, 4, 5, 40])
     ]
     found = [
-        [len(admission.encoder_token_ids) for admission in group]
+        [len(admission.encoder_input.token_ids) for admission in group]
         for group in encoder_decoder.groups(admissions)
     ]
     assert found == [[3, 4, 5], [40, 90, 100]]

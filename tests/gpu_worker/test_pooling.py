@@ -20,6 +20,7 @@ from gpu_worker.pooling import (
     shortened,
 )
 from gpu_worker.runner import Runner
+from scheduler.plan import NO_INPUT, EncoderInput
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence, State
 from tests.builders import GREEDY, make_model
@@ -38,7 +39,7 @@ def pooled(number: int, ids: tuple[int, ...], *, is_encoded: bool = False) -> Se
         1,
         frozenset(),
         GREEDY,
-        encoder_token_ids=ids if is_encoded else (),
+        encoder_input=EncoderInput.text(ids) if is_encoded else NO_INPUT,
         is_pooled=True,
     )
 

@@ -310,7 +310,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _check_answer(self, sequence: Sequence) -> None:
         prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-        prompt = [*sequence.encoder_token_ids, *prompt]
+        prompt = [*sequence.encoder_input.token_ids, *prompt]
         answer = sequence.token_ids[sequence.num_prompt_tokens :]
         whole = formula_answer(prompt, sequence.max_tokens, END_TOKENS)
         assert sequence.num_preemptions <= MAX_PREEMPTIONS

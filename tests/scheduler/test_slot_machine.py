@@ -6,7 +6,7 @@ from typing import ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize
 
-from scheduler.plan import StepPlan
+from scheduler.plan import EncoderInput, StepPlan
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence, State
 from shared.sampling import SamplingParams
@@ -61,7 +61,7 @@ class SlotMachine(SchedulerMachine):
             min(max_tokens, self.capacity),
             frozenset() if is_pooled else END_TOKENS,
             GREEDY,
-            encoder_token_ids=tuple(prompt),
+            encoder_input=EncoderInput.text(tuple(prompt)),
             is_pooled=is_pooled,
         )
 

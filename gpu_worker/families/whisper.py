@@ -1,0 +1,102 @@
+"""Whisper: stock code over slots (Radford et al., 2022).
+
+The encoder reads a window of sound, as a log-mel spectrogram of fixed length. Positions of the
+decoder are learnt, and stock code takes them as an argument: a row's own.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from gpu_worker.slot_cache import SlotCache, SlotGeometry
+from scheduler.plan import Admission
+
+ATTENTION = "windows"
+FRAMES_PER_POSITION = 2  # the encoder's second convolution takes every other frame
+
+AttentionInterface.register(ATTENTION, sdpa_attention_forward)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class Whisper:
+    """The adapter of one model and its slots."""
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
+        stock: Any = model  # transformers types no submodule
+        self._model = stock
+        self._cache = cache
+        self._device = model.device
+        self.vocab_size: int = model.config.vocab_size
+        config = model.config
+        self._shape = (config.num_mel_bins, FRAMES_PER_POSITION * config.max_source_positions)
+        model.set_attn_implementation(ATTENTION)
+        # Stock code asks of the encoder's states only that there are some: they are projected.
+        self._no_states = torch.zeros(1, 1, config.d_model, device=model.device, dtype=model.dtype)
+
+    def encode(self, admissions: Sequence[Admission]) -> torch.Tensor:
+        """See `Adapter`."""
+        windows = [
+            torch.frombuffer(bytearray(admission.encoder_input.features), dtype=torch.float32)
+            for admission in admissions
+        ]
+        features = torch.stack(windows).view(-1, *self._shape).to(self._device, self._model.dtype)
+        states: torch.Tensor = self._model.model.encoder(features).last_hidden_state
+        return states
+
+    def project(self, states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """See `Adapter`."""
+        for layer in self._model.model.decoder.layers:
+            attention = layer.encoder_attn
+            shape = (*states.shape[:2], -1, self._cache.geometry.head_size)
+            keys, values = (
+                attention.k_proj(states).view(shape),
+                attention.v_proj(states).view(shape),
+            )
+            yield keys.transpose(1, 2), values.transpose(1, 2)
+
+    def decode(self, token_ids: torch.Tensor, encoder_lengths: torch.Tensor) -> torch.Tensor:
+        """See `Adapter`. Padding is at a position beyond the last, which the table lacks."""
+        cache = self._cache
+        keys = torch.arange(cache.num_keys, device=self._device)
+        states: torch.Tensor = self._model.model.decoder(
+            input_ids=token_ids,
+            attention_mask=(keys <= cache.positions[..., None])[:, None],
+            position_ids=cache.positions.clamp(max=cache.scratch - 1),
+            encoder_hidden_states=self._no_states,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return states
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """See `Adapter`."""
+        logits: torch.Tensor = self._model.proj_out(states)
+        return logits
+
+
+def num_positions(config: PreTrainedConfig) -> int:
+    """Positions that the encoder makes of a window."""
+    return int(config.max_source_positions)
+
+
+def geometry(model: PreTrainedModel) -> SlotGeometry:
+    """What a slot of this model holds."""
+    config = model.config
+    return SlotGeometry(
+        num_layers=config.decoder_layers,
+        num_heads=config.decoder_attention_heads,
+        head_size=config.d_model // config.decoder_attention_heads,
+        max_decoder_len=config.max_target_positions,
+        max_encoder_len=num_positions(config),
+        dtype=model.dtype,
+        device=model.device,
+    )
