@@ -41,6 +41,22 @@ def is_possible_default(name: str, value: object) -> bool:
 
 
 @dataclass(frozen=True)
+class TranscriptRules:
+    """What a window of sound may be answered with, token by token (Whisper).
+
+    At first come tokens that say what the answer is; then text, in which times may be marked.
+    """
+
+    heads: tuple[tuple[int, ...], ...]  # of each of the first tokens, those that it may be
+    end_token_id: int
+    suppressed: tuple[int, ...] = ()
+    suppressed_at_first: tuple[int, ...] = ()  # as the first token of the text
+    no_speech_id: int | None = None  # told with the first token: how likely it was in its place
+    first_time_id: int | None = None  # the ids from here on mark times; None: none are marked
+    max_first_time: int | None = None  # what the first mark may be: so many ids after the first
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How one sequence's next token is chosen, and which tokens may end it.
 
@@ -63,6 +79,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # further end tokens
     num_logprobs: int | None = None  # alternatives to tell of each sampled token; None: none told
     num_prompt_logprobs: int | None = None  # the same of each prompt token but the first
+    transcript: TranscriptRules | None = None
 
     @property
     def is_greedy(self) -> bool:

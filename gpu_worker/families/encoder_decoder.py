@@ -13,6 +13,7 @@ from gpu_worker.logprobs import Computed, Scorer, read
 from gpu_worker.pooling import mean, unit
 from gpu_worker.sampler import Sampler
 from gpu_worker.slot_cache import SlotCache
+from gpu_worker.transcription import Transcripts
 from gpu_worker.upload import upload, within
 from scheduler.plan import Admission, Chunk, Move, StepPlan, StepResult
 
@@ -40,13 +41,21 @@ class Adapter(Protocol):
 class EncoderDecoder:
     """Runs plans on one model, its slots and the sampler's rows."""
 
-    def __init__(self, adapter: Adapter, cache: SlotCache, num_rows: int) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        cache: SlotCache,
+        num_rows: int,
+        transcripts: Transcripts | None = None,
+    ) -> None:
+        """With `transcripts` their rules hold, and every token is told with how likely it was."""
         device = cache.geometry.device
         self.cache = cache
         self._adapter = adapter
         self._device = device
         self._encoder_lengths = [0] * num_rows
         self._vectors: dict[int, torch.Tensor] = {}  # [M], of the rows whose inputs are pooled
+        self._transcripts = transcripts
         self._sampler = Sampler(num_rows, adapter.vocab_size, device)
         self._scorer = Scorer(adapter.vocab_size, device)
 
@@ -60,7 +69,11 @@ class EncoderDecoder:
         for admission in (*(move.admission for move in plan.moves), *plan.admissions):
             self._sampler.begin(admission)
             self._scorer.begin(admission)
+            if self._transcripts is not None:
+                self._transcripts.begin(admission)
         self._sampler.observe(plan)
+        if self._transcripts is not None:
+            self._transcripts.observe(plan.chunks)
         return read([self._compute(plan.chunks)])  # the step's one synchronisation
 
     def _move(self, move: Move) -> None:
@@ -106,9 +119,14 @@ class EncoderDecoder:
         outputs = [chunk.output_index for chunk in sampling]
         packed = upload([*host_rows, *outputs], torch.long, self._device)
         rows, output_indices = packed.split(len(sampling))
-        logits = self._adapter.logits(states)
+        raw = logits = self._adapter.logits(states)
+        if self._transcripts is not None:
+            logits = self._transcripts.filtered(raw, host_rows)
         sampled = self._sampler.sample(logits, rows, output_indices, host_rows)
         asking, scores = self._scorer.score_sampled(logits, sampled, host_rows)
+        if self._transcripts is not None:
+            asking = tuple(range(len(sampling)))
+            scores = (self._transcripts.scores(raw, logits, sampled, host_rows),)
         return Computed(sampled, asking, scores, (), vectors)
 
     def _states(self, chunks: list[Chunk]) -> torch.Tensor:
