@@ -5,6 +5,7 @@ Runs in the event loop and never waits. It knows no HTTP and no sockets, only th
 
 import functools
 import logging
+import math
 import uuid
 from collections.abc import Callable, Iterable
 from typing import assert_never
@@ -106,6 +107,8 @@ class EngineClient:
         `caller_id` is how the caller knows the request; the log names it.
         """
         self._refuse(self._door_problem(wanted.total_choices))
+        if isinstance(wanted, Embedding):
+            self._refuse(self._embedding_problem())
         digests = digests_of(wanted)
         self._quarantine.check(digests, self._clock())
         name = f"{wanted.id_prefix}-{uuid.uuid4().hex}"
@@ -120,7 +123,7 @@ class EngineClient:
             meter = Meter(self._metrics.requests, request_id, self._clock(), caller_id)
             sink = self._metered(meter, functools.partial(generation.push, prompt=number))
             entry = self._entry(request_id, sink, wanted.num_choices)
-            entry.digest = digests[number]
+            entry.digest, entry.wants_vectors = digests[number], isinstance(wanted, Embedding)
             self._ledger.open(entry)
         self._admission.join(Waiting(ids, wanted, since=self._clock()))
         self._go_on()
@@ -204,6 +207,14 @@ class EngineClient:
         sentence = f"The server looks up at most {self._limits.max_concurrent} texts at a time."
         return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
 
+    def _embedding_problem(self) -> Problem | None:
+        """Thousands of texts must not take every place of those who wait for an answer."""
+        most = max(1, self._limits.max_concurrent // 2)
+        if self._ledger.num_embeddings < most:
+            return None
+        sentence = f"The server works on at most {most} requests for embeddings at a time."
+        return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
+
     def _refuse(self, problem: Problem | None) -> None:
         if problem is not None:
             self._metrics.refused(problem.error.code).inc()
@@ -226,8 +237,10 @@ class EngineClient:
         wanted, worker = waiting.wanted, self._ready_life("worker")
         detokenizer = self._ready_life("detokenizer")
         route = self._route(detokenizer)
-        reader = None if isinstance(wanted, Embedding) else detokenizer
-        first_token_deadline = self._clock() + self._limits.first_token_timeout_seconds
+        reader, first_token_deadline = None, math.inf
+        if not isinstance(wanted, Embedding):
+            reader = detokenizer
+            first_token_deadline = self._clock() + self._limits.first_token_timeout_seconds
         for number, request_id in enumerate(waiting.request_ids):
             if self._ledger.admit(request_id, worker, reader, first_token_deadline):
                 self._dispatch.add(commands.command(request_id, wanted, number, route, worker))

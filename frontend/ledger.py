@@ -82,6 +82,7 @@ class Entry:
     sink: Callable[[Event], None]
     deadline: float  # on the caller's monotonic clock, as all times
     num_choices: int = 1  # answers; 0: the tokenizer alone says what is asked
+    wants_vectors: bool = False  # of texts, and no answer
     first_token_deadline: float = math.inf  # until there is text
     worker: Life | None = None  # set at admission, where there are answers or vectors
     detokenizer: Life | None = None  # likewise, where there are answers
@@ -154,6 +155,11 @@ class Ledger:
     def num_lookups(self) -> int:
         """Open requests that a tokenizer alone answers."""
         return sum(entry.num_choices == 0 for entry in self._entries.values())
+
+    @property
+    def num_embeddings(self) -> int:
+        """Open requests for vectors."""
+        return sum(entry.wants_vectors for entry in self._entries.values())
 
     def open(self, entry: Entry) -> None:
         """Adds a request that waits for places; its sink will get exactly one outcome."""

@@ -34,13 +34,9 @@ class LookupDelivery:
     async def _answer(self, generation: Generation, send: Send) -> None:
         found = await generation.found()
         assert not isinstance(found, VectorsFound), "asked of a tokenizer"
-        await send_json(send, orjson.dumps(self._body(found)), self._ignored_fields)
-
-
-async def send_json(send: Send, body: bytes, ignored_fields: str) -> None:
-    """Answers with this body, and names fields that were ignored."""
-    plain = {"content-type": "application/json", "content-length": str(len(body))}
-    named = with_ignored_fields(plain, ignored_fields)
-    headers = [(name.encode(), value.encode()) for name, value in named.items()]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+        body = orjson.dumps(self._body(found))
+        plain = {"content-type": "application/json", "content-length": str(len(body))}
+        named = with_ignored_fields(plain, self._ignored_fields)
+        headers = [(name.encode(), value.encode()) for name, value in named.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -64,7 +64,12 @@ async def create_embeddings(request: ApiRequest) -> ASGIApp:
         await request.body(), service.model, request.auth
     )
     return EmbeddingDelivery(
-        service.engine, wanted, service.model.name, ignored_fields, is_base64=is_base64
+        service.engine,
+        wanted,
+        service.model.name,
+        ignored_fields,
+        is_base64=is_base64,
+        write_seconds=service.config.write_timeout,
     )
 
 

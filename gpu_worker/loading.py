@@ -131,7 +131,7 @@ def serve(
         end_token_ids=_end_token_ids(model),
         rope_class=angles.prefix_class,
         details=_details(model, causal_lm, size, config),
-        embeddings=embedding_facts(model, config.model.path, POOLS_LAST),
+        embeddings=embedding_facts(use.state_size, config.model.path, POOLS_LAST),
     )
 
 

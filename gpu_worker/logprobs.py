@@ -53,14 +53,12 @@ class Computed(NamedTuple):
     vectors: torch.Tensor | None = None  # [P, D] float32, of the plan's prompts that are pooled
 
     def flat(self) -> torch.Tensor:
-        """All of it in one row, float64."""
+        """All of it but the vectors in one row, float64."""
         parts = [scores.values.view(-1) for scores in (*self.scores, *self.prompt_scores)]
-        if self.vectors is not None:
-            parts.append(self.vectors.view(-1).double())
         return torch.cat([self.token_ids.double(), *parts])
 
     def read(self, numbers: Iterator[float]) -> StepResult:
-        """The result, from the numbers of `flat`."""
+        """The result, from the numbers of `flat` and the vectors."""
         token_ids = tuple(int(number) for number in islice(numbers, len(self.token_ids)))
         scores: list[TokenScore | None] = [None] * len(token_ids)
         found = chain.from_iterable(part.read(numbers) for part in self.scores)
@@ -71,13 +69,8 @@ class Computed(NamedTuple):
             token_ids,
             scores=tuple(scores),
             prompt_scores=tuple(prompt_scores),
-            vectors=self._vectors(numbers),
+            vectors=() if self.vectors is None else read_vectors(self.vectors),
         )
-
-    def _vectors(self, numbers: Iterator[float]) -> tuple[bytes | None, ...]:
-        if self.vectors is None:
-            return ()
-        return read_vectors(list(islice(numbers, self.vectors.numel())), self.vectors.shape[1])
 
 
 def read(passes: list[Computed]) -> StepResult:

@@ -11,12 +11,16 @@ from scheduler.scheduler import SampledToken
 from shared.errors import ErrorCode
 from shared.messages import Message, Pool, Pooled, RequestFailed
 
+MAX_REMEMBERED = 1024  # requests that were answered; see `was_answered`
+
 
 @dataclass
 class _Open:
     """One request."""
 
-    message: Pool
+    frontend_id: int
+    num_inputs: int
+    dimensions: int
     vectors: dict[int, bytes] = field(default_factory=dict)  # by input
 
 
@@ -28,14 +32,21 @@ class PooledRequests:
         self._epoch = epoch
         self._send = send
         self._open: dict[str, _Open] = {}
+        self._answered: dict[str, None] = {}  # the newest, oldest first
 
     def open(self, message: Pool) -> None:
         """Notes a request whose sequences are scheduled."""
-        self._open[message.request_id] = _Open(message)
+        self._open[message.request_id] = _Open(
+            message.route.frontend_id, len(message.inputs), message.dimensions
+        )
 
     def drop(self, request_id: str) -> bool:
         """Forgets a request that nobody waits for any more; false if it is none of these."""
         return self._open.pop(request_id, None) is not None
+
+    def was_answered(self, request_id: str) -> bool:
+        """True if the request's vectors are on their way, unless that is long ago."""
+        return request_id in self._answered
 
     def take(self, output: SampledToken) -> bool:
         """Takes one input's vector; true when the request has ended with it, or with its failure.
@@ -48,24 +59,19 @@ class PooledRequests:
             return False
         if output.vector is None:
             sentence = "The model could not compute one of the vectors."
-            self._end(entry, RequestFailed(request_id, ErrorCode.INTERNAL, sentence, None))
+            self._end(request_id, RequestFailed(request_id, ErrorCode.INTERNAL, sentence, None))
             return True
         entry.vectors[output.sequence.choice] = output.vector
-        if len(entry.vectors) < len(entry.message.inputs):
+        if len(entry.vectors) < entry.num_inputs:
             return False
-        self._end(entry, self._answer(entry, size=len(output.vector) // 4))
+        vectors = b"".join(entry.vectors[number] for number in range(entry.num_inputs))
+        shown = shortened(vectors, len(output.vector) // 4, entry.dimensions)
+        self._end(request_id, Pooled(request_id, self._worker_id, self._epoch, shown))
         return True
 
-    def _answer(self, entry: _Open, size: int) -> Pooled:
-        vectors = b"".join(entry.vectors[number] for number in range(len(entry.vectors)))
-        dimensions = entry.message.dimensions
-        return Pooled(
-            entry.message.request_id,
-            self._worker_id,
-            self._epoch,
-            shortened(vectors, size, dimensions),
-        )
-
-    def _end(self, entry: _Open, outcome: Message) -> None:
-        del self._open[entry.message.request_id]
-        self._send(f"frontend-{entry.message.route.frontend_id}", outcome)
+    def _end(self, request_id: str, outcome: Message) -> None:
+        entry = self._open.pop(request_id)
+        self._answered[request_id] = None
+        if len(self._answered) > MAX_REMEMBERED:
+            del self._answered[next(iter(self._answered))]
+        self._send(f"frontend-{entry.frontend_id}", outcome)

@@ -7,13 +7,17 @@ that is something else: a vector that is made otherwise means nothing.
 """
 
 import json
-from array import array
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+)
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
@@ -25,17 +29,37 @@ POOLS_MEAN = "mean"
 _MODULES = ("Transformer", "Pooling", "Normalize")  # what we do as they do
 
 
-def embedding_facts(model: PreTrainedModel, path: str, mode: str) -> EmbeddingFacts:
-    """The vectors of this model, pooled in this mode, or why there are none."""
-    if mode == POOLS_LAST and model.base_model is model:
-        return EmbeddingFacts(0, "This model makes no embeddings: it has no states of its own.")
+def embedding_facts(size: int, path: str, mode: str) -> EmbeddingFacts:
+    """The vectors of a checkpoint whose states have this size, pooled in this mode; or why none."""
+    if not size:
+        return EmbeddingFacts(0, "This model makes no embeddings: its states cannot be read.")
     try:
         refusal = _refusal(path, mode)
     except (ValueError, TypeError, AttributeError):  # any JSON, but not what it should be
         refusal = "its modules.json, or what that names, cannot be read"
+    except OSError:
+        refusal = "whether it has a modules.json could not be found out without the network"
     if refusal:
         return EmbeddingFacts(0, f"This checkpoint's embeddings are not supported: {refusal}.")
-    return EmbeddingFacts(int(model.config.get_text_config().hidden_size))
+    return EmbeddingFacts(size)
+
+
+@contextmanager
+def recorded_states(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
+    """Collects what the decoder's last layer gives while the context lasts, each [1, T, D]."""
+    states: list[torch.Tensor] = []
+    stock: Any = model  # transformers types no submodule
+    decoder = stock.get_decoder()
+    if decoder is model:
+        decoder = getattr(model, "model", None)
+    if not isinstance(decoder, torch.nn.Module):
+        yield states
+        return
+    hook = decoder.register_forward_hook(lambda _module, _inputs, output: states.append(output[0]))
+    try:
+        yield states
+    finally:
+        hook.remove()
 
 
 def unit(states: torch.Tensor) -> torch.Tensor:
@@ -49,11 +73,13 @@ def mean(states: torch.Tensor, is_input: torch.Tensor) -> torch.Tensor:
     return (states.float() * marks).sum(1) / marks.sum(1)
 
 
-def read_vectors(numbers: Sequence[float], size: int) -> tuple[bytes | None, ...]:
-    """Vectors of so many numbers each as their bytes; None for one that is not of numbers."""
-    left = iter(numbers)
-    rows = [array("f", islice(left, size)) for _ in range(len(numbers) // size)]
-    return tuple(None if any(n != n for n in row) else row.tobytes() for row in rows)
+def read_vectors(vectors: torch.Tensor) -> tuple[bytes | None, ...]:
+    """The rows of [P, D] float32 as bytes; None for one that is not of numbers."""
+    host = vectors.cpu()
+    is_sound = host.isfinite().all(-1).tolist()
+    return tuple(
+        row.numpy().tobytes() if sound else None for row, sound in zip(host, is_sound, strict=True)
+    )
 
 
 def shortened(vectors: bytes, size: int, dimensions: int) -> bytes:
@@ -73,8 +99,10 @@ def _refusal(path: str, mode: str) -> str:
     if foreign:
         return f"it puts a module {foreign[0]} behind the model"
     places = [str(module.get("path", "")) for module in modules if _kind(module) == "Pooling"]
-    stated = _modes(_read(path, f"{places[0]}/config.json") or {}) if places else set()
-    return f"it pools by {', '.join(sorted(stated))}" if stated - {mode} else ""
+    if not places:
+        return ""
+    stated = _modes(_read(path, f"{places[0]}/config.json") or {})
+    return "" if stated == {mode} else f"it pools by {', '.join(sorted(stated)) or 'nothing known'}"
 
 
 def _modes(config: dict[str, Any]) -> set[str]:
@@ -90,10 +118,19 @@ def _kind(module: dict[str, Any]) -> str:
     return str(module.get("type", "")).rpartition(".")[2]
 
 
+def _is_unknown(cause: BaseException | None) -> bool:
+    """True where the Hub could not be asked whether there is such a file."""
+    if isinstance(cause, LocalEntryNotFoundError):
+        return True
+    return isinstance(cause, HfHubHTTPError) and not isinstance(cause, EntryNotFoundError)
+
+
 def _read(path: str, name: str) -> Any:
-    """A JSON file of the checkpoint; None where there is none."""
+    """A JSON file of the checkpoint; None where there is none, OSError where nobody can tell."""
     try:
         file = cached_file(path, name)
-    except OSError:
+    except OSError as error:
+        if _is_unknown(error.__cause__):
+            raise
         return None
     return json.loads(Path(str(file)).read_text(encoding="utf-8"))

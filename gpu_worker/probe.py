@@ -4,7 +4,7 @@ Names in configs differ from family to family; what reaches the attention functi
 """
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from gpu_worker.attention.backend import AttentionRules
 from gpu_worker.batch import Batch
 from gpu_worker.kv_cache import KVGeometry, LayerGeometry
 from gpu_worker.paged_attention import ATTENTION, bind
+from gpu_worker.pooling import recorded_states
 
 _NEEDED_ARGUMENTS = ("position_ids", "logits_to_keep")
 
@@ -35,6 +36,7 @@ class ModelUse:
     layers: tuple[LayerUse, ...]
     dtype: torch.dtype  # of the keys and values
     device: torch.device
+    state_size: int = 0  # numbers of a token's state behind the last layer; 0: it shows none
 
     @property
     def geometry(self) -> KVGeometry:
@@ -84,17 +86,23 @@ def probe(model: PreTrainedModel) -> ModelUse:
         model.set_attn_implementation(ATTENTION)
         _expect_no_padding(model)
         bind(model, recorder)
-        forward(
-            input_ids=row,
-            position_ids=row,
-            use_cache=False,
-            logits_to_keep=row[0],
-            backend=recorder,
-        )
+        with recorded_states(model) as states:
+            forward(
+                input_ids=row,
+                position_ids=row,
+                use_cache=False,
+                logits_to_keep=row[0],
+                backend=recorder,
+            )
     except Exception as error:
         reason = f"it does not run over a paged cache ({type(error).__name__}: {error})"
         raise refusal(model_type, reason) from error
-    return _checked(model, recorder)
+    return replace(_checked(model, recorder), state_size=_state_size(states))
+
+
+def _state_size(states: list[torch.Tensor]) -> int:
+    is_one = len(states) == 1 and states[0].dim() == 3 and states[0].shape[:2] == (1, 1)
+    return states[0].shape[2] if is_one else 0
 
 
 def _expect_no_padding(model: PreTrainedModel) -> None:

@@ -62,7 +62,7 @@ def serve_slots(
             "kv_cache": reason,
             "num_rows": str(num_slots),
         },
-        embeddings=embedding_facts(model, config.model.path, POOLS_MEAN),
+        embeddings=embedding_facts(int(model.config.hidden_size), config.model.path, POOLS_MEAN),
         encoder=EncoderLimits(max_encoder_len, _start_token_ids(model)),
     )
 

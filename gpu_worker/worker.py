@@ -178,6 +178,8 @@ class Worker:
         So is, in name, what has ended: the detokenizer tells that after the answer's own end.
         """
         for request_id in request_ids:
+            if self._pooled.was_answered(request_id):
+                continue  # by another way than the one that a loss is told by
             if not self.scheduler.holds(request_id):
                 self.scheduler.abort(request_id)
                 self._lost.append(RequestLost(request_id, frontend_id))
@@ -197,7 +199,8 @@ class Worker:
         for output in outputs:
             if output.sequence.is_pooled and self._pooled.take(output):
                 request_id = output.sequence.request_id
-                self.scheduler.abort(request_id)  # the others, where one has failed
+                if self.scheduler.holds(request_id):  # the others, where one has failed
+                    self.scheduler.abort(request_id)
                 self._audience.leave(request_id)
         return [output for output in outputs if not output.sequence.is_pooled]
 

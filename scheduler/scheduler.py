@@ -112,7 +112,8 @@ class Scheduler:
             sequence.arrival = self._num_arrived
             self._num_arrived += 1
             if not self._prefix_caching and sequence.cache_salt is not None:
-                is_alone = len(siblings) == 1  # nothing is shared beyond the request
+                # Nothing is shared beyond the request, whose answers have one prompt.
+                is_alone = len(siblings) == 1 or sequence.is_pooled
                 sequence.cache_salt = None if is_alone else str(siblings[0].arrival)
             self._waiting.add(sequence)
 
@@ -230,9 +231,10 @@ class Scheduler:
         prefills: list[Chunk] = []
         begun: deque[Sequence] = deque()
         if num_decodes < len(self._running):
-            begun.extend(s for s in self._running if not s.is_decoding)
+            prefilling = (s for s in self._running if not s.is_decoding)
+            begun.extend(sorted(prefilling, key=lambda s: s.is_pooled))
         while budget > 0:
-            sequence = begun.popleft() if begun else self._admit_next(budget, admissions)
+            sequence = self._next_to_prefill(begun, budget, admissions)
             if sequence is None:
                 break
             length = min(budget, len(sequence.token_ids) - sequence.num_computed)
@@ -241,6 +243,15 @@ class Scheduler:
             if sequence.num_computed == 0:
                 budget -= sequence.encoder_input.num_positions
         return prefills
+
+    def _next_to_prefill(
+        self, begun: deque[Sequence], budget: int, admissions: list[Admission]
+    ) -> Sequence | None:
+        """One that has begun, else one that can be admitted; what is pooled lets answers pass."""
+        if begun and not (begun[0].is_pooled and self._waiting.has_answers):
+            return begun.popleft()
+        admitted = self._admit_next(budget, admissions)
+        return begun.popleft() if admitted is None and begun else admitted
 
     def _admit_next(self, budget: int, admissions: list[Admission]) -> Sequence | None:
         """Admits the first that waits if a row is free, and blocks for what it has so far.
@@ -290,7 +301,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, found: list[int]) -> None:
         sequence.change(State.RUNNING)
-        self._waiting.remove(sequence)
+        self._waiting.admit(sequence)
         self.pool.share(found)
         sequence.blocks = found
         sequence.num_published = len(found)

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of an `Embed`: the ids of each input. Pure."""
+"""What a tokenizer makes of an `Embed`: the ids of each input, some of them at a time. Pure."""
 
 from shared.errors import BadRequest, ErrorCode
 from shared.messages import Embed, Pool, PromptAccepted
@@ -6,18 +6,43 @@ from shared.parts import ModelFacts, Prompt
 from tokenizer_proc.context import longest_prompt, too_long
 from tokenizer_proc.prompt import PromptEncoder
 
-MAX_NUMBERS = 8 * 1024 * 1024  # of all vectors of one request: 32 MiB on the wire
+MAX_NUMBERS = 4 * 1024 * 1024  # of all vectors of one request: 16 MiB on the wire
+MAX_TOKENS = 300_000  # of all inputs of one request (OpenAI)
+SLICE_CHARACTERS = 16 * 1024  # that are encoded at a time, or one input
 
 
-def accept_inputs(
-    message: Embed, encoder: PromptEncoder, model: ModelFacts
-) -> tuple[PromptAccepted, Pool]:
-    """What the frontend and the worker hear of texts whose vectors are wanted, or BadRequest."""
-    dimensions = _dimensions(message, model)
-    inputs = tuple(_token_ids(prompt, encoder, model) for prompt in message.inputs)
-    accepted = PromptAccepted(message.request_id, sum(map(len, inputs)), prompt_text=None)
-    pool = Pool(message.request_id, message.route, inputs, dimensions, message.cache_salt)
-    return accepted, pool
+class InputEncoder:
+    """The inputs of one request, of which each call encodes a few, so that others are served."""
+
+    def __init__(self, message: Embed, encoder: PromptEncoder, model: ModelFacts) -> None:
+        """Raises BadRequest for what this model has no vectors for."""
+        self.message = message
+        self._encoder = encoder
+        self._model = model
+        self._dimensions = _dimensions(message, model)
+        self._inputs: list[tuple[int, ...]] = []
+        self._num_tokens = 0
+
+    def encode_some(self) -> bool:
+        """Encodes the next inputs; true when that was all, BadRequest for one that does not fit."""
+        num_characters = 0
+        while len(self._inputs) < len(self.message.inputs) and num_characters < SLICE_CHARACTERS:
+            prompt = self.message.inputs[len(self._inputs)]
+            token_ids = _token_ids(prompt, self._encoder, self._model)
+            self._inputs.append(token_ids)
+            self._num_tokens += len(token_ids)
+            num_characters += len(token_ids if prompt.text is None else prompt.text.text)
+            if self._num_tokens > MAX_TOKENS:
+                sentence = f"'input' has more than {MAX_TOKENS} tokens: send fewer texts at a time."
+                raise BadRequest(sentence, "input")
+        return len(self._inputs) == len(self.message.inputs)
+
+    def result(self) -> tuple[PromptAccepted, Pool]:
+        """What the frontend and the worker hear once all inputs are encoded."""
+        name, message = self.message.request_id, self.message
+        accepted = PromptAccepted(name, self._num_tokens, prompt_text=None)
+        inputs = tuple(self._inputs)
+        return accepted, Pool(name, message.route, inputs, self._dimensions, message.cache_salt)
 
 
 def _dimensions(message: Embed, model: ModelFacts) -> int:
@@ -28,8 +53,8 @@ def _dimensions(message: Embed, model: ModelFacts) -> int:
     if dimensions > size:
         sentence = f"'dimensions' is {dimensions}; this model's embeddings have {size}."
         raise BadRequest(sentence, "dimensions")
-    if len(message.inputs) * dimensions > MAX_NUMBERS:
-        sentence = f"{len(message.inputs)} embeddings of {dimensions} numbers are too many for one"
+    if len(message.inputs) * size > MAX_NUMBERS:
+        sentence = f"{len(message.inputs)} embeddings of {size} numbers are too many for one"
         raise BadRequest(f"{sentence} request: send fewer inputs at a time.", "input")
     return dimensions
 

@@ -7,6 +7,8 @@ transformers can read every checkpoint's tokenizer files.
 
 import logging
 import os
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from shared.messages import (
     Tokenize,
 )
 from shared.parts import ModelFacts, Route
-from tokenizer_proc.embedding import accept_inputs
+from tokenizer_proc.embedding import InputEncoder
 from tokenizer_proc.encoder_input import JOINED_CONTENTS, has_encoder
 from tokenizer_proc.generation import accept
 from tokenizer_proc.loading import load_tokenizer
@@ -61,17 +63,19 @@ class Tokenizer:
         self._thoughts = thoughts
         self._granted: set[tuple[str, int]] = set()  # frontend lives that hold credit
         self._early_aborts: set[str] = set()  # aborts in the same delivery as their command
+        self._inputs: deque[InputEncoder] = deque()  # of requests for vectors, which take turns
 
     def run(self) -> None:
         """Serves until the launcher says stop."""
         while self._mailbox.stop is None:
-            messages = self._mailbox.receive(timeout_seconds=BEAT_SECONDS)
+            messages = self._mailbox.receive(0.0 if self._inputs else BEAT_SECONDS)
             self._mailbox.beat()
             self._grant_first_credit()
             self._early_aborts = {m.request_id for m in messages if isinstance(m, Abort)}
             for message in messages:
                 self._handle(message)
                 self._mailbox.beat()
+            self._encode_some_inputs()
 
     def _grant_first_credit(self) -> None:
         for frontend in self._mailbox.ready_rooms("frontend"):
@@ -88,11 +92,14 @@ class Tokenizer:
         match message:
             case Tokenize(route=route) | Embed(route=route) if self._is_over(route):
                 pass  # nobody waits for it, and the frontend's next life has credit of its own
-            case Tokenize() | Embed() | Encode() | Decode():
+            case Embed():
+                if not self._serve(message):
+                    self._grant(_frontend(message), 1)
+            case Tokenize() | Encode() | Decode():
                 self._serve(message)
                 self._grant(_frontend(message), 1)
-            case Abort():
-                pass  # one that came with its command has been noted; any other came too late
+            case Abort(request_id):  # one that came with its command has been noted
+                self._drop_inputs(request_id)
             case _:
                 unexpected(message)
 
@@ -101,12 +108,19 @@ class Tokenizer:
         frontend = self._mailbox.peers.get(f"frontend-{route.frontend_id}")
         return frontend is not None and frontend.epoch > route.frontend_epoch
 
-    def _serve(self, message: Command) -> None:
-        """Answers the command or says why not; no caller's text ends the process."""
+    def _serve(self, message: Command) -> bool:
+        """Answers the command or says why not; no caller's text ends the process.
+
+        False if nothing more is to be done for it: it has failed, or nobody wants it.
+        """
         if message.request_id in self._early_aborts:
-            return
+            return False
+        return self._guarded(message, lambda: self._answer(message))
+
+    def _guarded(self, message: Command, work: Callable[[], None]) -> bool:
+        """Does a part of the work for a command; false if that failed, and its caller was told."""
         try:
-            self._answer(message)
+            work()
         except RequestError as error:
             self._fail(message, error)
         except (KeyboardInterrupt, SystemExit):
@@ -114,31 +128,55 @@ class Tokenizer:
         except BaseException:  # a panic of the tokenizers library is no Exception
             logger.exception("request %s could not be tokenized", message.request_id)
             self._fail(message, _NOT_TOKENIZED)
+        else:
+            return True
+        return False
 
     def _answer(self, message: Command) -> None:
         frontend = _frontend(message)
         match message:
-            case Tokenize() | Embed():
-                self._forward(message, frontend)
+            case Tokenize():
+                model = self._worker(message.worker_id)
+                self._forward(message, *accept(message, self._encoder, model, self._thoughts))
+            case Embed():
+                model = self._worker(message.worker_id)
+                self._inputs.append(InputEncoder(message, self._encoder, model))
             case Encode():
                 self._mailbox.send(frontend, encoded(message, self._encoder))
             case Decode():
                 self._mailbox.send(frontend, decoded(message, self._encoder))
 
-    def _forward(self, message: Tokenize | Embed, frontend: str) -> None:
+    def _encode_some_inputs(self) -> None:
+        """Goes on with one of the requests for vectors; the next turn is another's."""
+        if not self._inputs:
+            return
+        inputs = self._inputs.popleft()
+        is_over = False
+
+        def work() -> None:
+            nonlocal is_over
+            is_over = inputs.encode_some()
+            if is_over:
+                self._forward(inputs.message, *inputs.result())
+
+        if self._guarded(inputs.message, work) and not is_over:
+            self._inputs.append(inputs)
+        else:
+            self._grant(_frontend(inputs.message), 1)
+
+    def _drop_inputs(self, request_id: str) -> None:
+        """Ends a request for vectors that nobody wants any more."""
+        for inputs in [i for i in self._inputs if i.message.request_id == request_id]:
+            self._inputs.remove(inputs)
+            self._grant(_frontend(inputs.message), 1)
+
+    def _forward(
+        self, message: Tokenize | Embed, accepted: PromptAccepted, order: Generate | Pool
+    ) -> None:
         """Answers the frontend first: what follows from the worker must find it accepted."""
-        model = self._worker(message.worker_id)
-        accepted, order = self._accept(message, model)
-        self._mailbox.send(frontend, accepted)
+        self._mailbox.send(_frontend(message), accepted)
         if not self._mailbox.send(f"worker-{message.worker_id}", order):
             raise _WORKER_GONE
-
-    def _accept(
-        self, message: Tokenize | Embed, model: ModelFacts
-    ) -> tuple[PromptAccepted, Generate | Pool]:
-        if isinstance(message, Embed):
-            return accept_inputs(message, self._encoder, model)
-        return accept(message, self._encoder, model, self._thoughts)
 
     def _fail(self, message: Command, error: RequestError) -> None:
         failed = RequestFailed(message.request_id, error.code, error.message, error.param)

@@ -15,7 +15,7 @@ from gpu_worker.cuda_graphs import DecodeGraphs, GraphDevice, padding_row
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.logprobs import Computed, Scorer, Scores, prompt_tiles, read
 from gpu_worker.paged_attention import bind
-from gpu_worker.pooling import unit
+from gpu_worker.pooling import recorded_states, unit
 from gpu_worker.rope import SequenceAngles
 from gpu_worker.sampler import Sampler
 from scheduler.plan import StepPlan, StepResult
@@ -112,16 +112,11 @@ class CausalLM:
         return self._graphs.run(batch), None
 
     def _pool(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        states: list[torch.Tensor] = []  # [1, T, D], of the last layer, normed
-        hook = self._model.base_model.register_forward_hook(
-            lambda _module, _inputs, output: states.append(output[0])
-        )
-        try:
-            self._begin(batch)
+        self._begin(batch)
+        with recorded_states(self._model) as recorded:
             logits = self._stock_forward(batch)
-        finally:
-            hook.remove()
-        return logits, unit(states[0][0].index_select(0, batch.pooled))
+        (states,) = recorded
+        return logits, unit(states[0].index_select(0, batch.pooled))
 
     def _begin(self, batch: Batch) -> None:
         self.backend.begin(batch)

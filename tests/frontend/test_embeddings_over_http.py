@@ -12,10 +12,12 @@ import pytest
 from frontend import translate
 from frontend.schemas import MAX_INPUTS
 from frontend.submission import Embedding
-from shared.errors import BadRequest, ErrorCode
+from shared.errors import BadRequest, ErrorCode, RequestError
 from shared.messages import CreditGranted, Embed, Pooled, PromptAccepted, RequestFailed
 from shared.parts import Prompt, Route, TextPrompt
+from tests.frontend.bench import Bench
 from tests.frontend.conftest import RunningServer
+from tests.frontend.fakes import make_book
 from tests.frontend.test_translate import MODEL
 from tests.waiting import wait_until
 
@@ -156,3 +158,53 @@ def test_the_metrics_count_it_as_a_request(ready: RunningServer) -> None:
     before = ready.metric(name)
     ask(ready, {"input": "a"})
     assert ready.metric(name) == before + 1
+
+
+def num_open(bench: Bench) -> float:
+    return bench.value("transformers_openai_api:open_requests")
+
+
+def test_embeddings_leave_places_to_answers(bench: Bench) -> None:
+    wanted, _, _ = embedding(input="a")
+    held = [bench.engine.submit(wanted) for _ in range(2)]  # half of the places
+    with pytest.raises(RequestError, match="at most 2 requests for embeddings") as caught:
+        bench.engine.submit(wanted)
+    assert caught.value.code == ErrorCode.QUEUE_FULL
+    bench.submit(2)
+    with held[0]:
+        pass  # its caller leaves
+    bench.engine.submit(wanted)
+
+
+def test_vectors_may_take_longer_than_a_first_token() -> None:
+    bench = Bench(first_token_timeout=5.0)
+    wanted, _, _ = embedding(input="a")
+    bench.engine.submit(wanted)
+    bench.now = 50.0
+    bench.engine.sweep()
+    assert num_open(bench) == 1
+    bench.now = 101.0  # beyond --request-timeout
+    bench.engine.sweep()
+    assert num_open(bench) == 0
+    bench.mailbox.close()
+
+
+@pytest.mark.parametrize("room", ["worker-0", "tokenizer-0"])
+def test_the_death_of_a_room_that_has_it_ends_it_and_another_does_not(
+    bench: Bench, room: str
+) -> None:
+    wanted, _, _ = embedding(input="a")
+    bench.engine.submit(wanted)
+    bench.arrive(make_book({"detokenizer-0": 2}))
+    assert num_open(bench) == 1
+    bench.arrive(make_book({"detokenizer-0": 2, room: 2}))
+    assert num_open(bench) == 0
+
+
+def test_vectors_of_another_life_of_the_worker_are_not_taken(bench: Bench) -> None:
+    wanted, _, _ = embedding(input="a")
+    bench.engine.submit(wanted)
+    (order,) = [m for m in bench.mailbox.sent_to("tokenizer-0") if isinstance(m, Embed)]
+    bench.arrive(Pooled(order.request_id, 0, 2, vectors_of(order)))
+    assert num_open(bench) == 0
+    assert bench.value("vllm:request_success_total", finished_reason="error") == 1

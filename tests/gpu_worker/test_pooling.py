@@ -1,6 +1,7 @@
 """Vectors are those of stock code, whatever shares the step; a checkpoint's own way is kept to."""
 
 import copy
+import dataclasses
 import json
 from array import array
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch.nn.functional import normalize
 
+from gpu_worker import pooling
 from gpu_worker.families.encoder_decoder import EncoderDecoder
 from gpu_worker.loading import serve
 from gpu_worker.pooling import (
@@ -23,12 +26,21 @@ from gpu_worker.runner import Runner
 from scheduler.plan import NO_INPUT, EncoderInput
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence, State
+from shared.config import ModelConfig, WorkerConfig
 from tests.builders import GREEDY, make_model
+from tests.e2e.models import DEMO_DIRECTORY
 from tests.gpu_worker.encoder_decoders import MODELS, START, difference, make_t5, requests, served
 from tests.gpu_worker.engine import BUDGET, NUM_ROWS, PLAIN_TORCH, SETTINGS, Request
 from tests.gpu_worker.engine import assert_as_generated as assert_generated
+from tests.gpu_worker.test_architectures import ARCHITECTURES, model_of
 
+SIZE = 64
 LENGTHS = (1, 100, 16, 33, 2, 64, 39)
+
+
+def at_hand(settings: WorkerConfig = SETTINGS) -> WorkerConfig:
+    """The settings for a checkpoint that is a directory: whether it says how it pools is known."""
+    return dataclasses.replace(settings, model=ModelConfig(str(DEMO_DIRECTORY)))
 
 
 def pooled(number: int, ids: tuple[int, ...], *, is_encoded: bool = False) -> Sequence:
@@ -78,7 +90,7 @@ def assert_close(vector: bytes | None, expected: torch.Tensor) -> None:
 def test_a_decoders_vector_is_the_state_of_its_last_token(kind: str, settings: Any) -> None:
     model = make_model(kind)
     served_model = copy.deepcopy(model)
-    loaded = serve(served_model, settings)
+    loaded = serve(served_model, at_hand(settings))
     assert loaded.embeddings.size == model.config.hidden_size
     scheduler = Scheduler(
         num_blocks=loaded.cache.num_blocks,
@@ -95,6 +107,19 @@ def test_a_decoders_vector_is_the_state_of_its_last_token(kind: str, settings: A
         assert_close(vectors[f"v{number}"], states[0, -1])
     assert_generated(model, Request(tuple(range(3, 40)), 12), answer.token_ids[37:])
     assert scheduler.counters.num_cached_tokens > 0, "no prefix was found"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_tested_decoder_shows_its_states(name: str) -> None:
+    model: Any = model_of(name)
+    loaded = serve(copy.deepcopy(model), at_hand())
+    scheduler = loaded.scheduler(at_hand())
+    ids = tuple(range(3, 20))
+    vector = run(scheduler, loaded.runner, [pooled(0, ids)])["v0"]
+    stock = model(torch.tensor([ids]), output_hidden_states=True)
+    assert_close(vector, stock.hidden_states[-1][0, -1])
+    assert vector is not None
+    assert len(vector) == 4 * loaded.embeddings.size
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -131,9 +156,12 @@ def test_a_step_of_vectors_alone_decodes_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_a_vector_that_is_not_of_numbers_fails_its_request_alone() -> None:
     nan = float("nan")
-    assert read_vectors([1.0, 2.0, nan, 3.0], 2) == (array("f", (1.0, 2.0)).tobytes(), None)
+    assert read_vectors(torch.tensor([[1.0, 2.0], [nan, 3.0]])) == (
+        array("f", (1.0, 2.0)).tobytes(),
+        None,
+    )
     model = make_model("llama")
-    loaded = serve(model, SETTINGS)
+    loaded = serve(model, at_hand())
     embeddings: Any = model.get_input_embeddings()
     embeddings.weight.data[7] = nan
     scheduler = Scheduler(
@@ -155,17 +183,17 @@ def test_fewer_dimensions_have_length_one_again() -> None:
     assert torch.allclose(one, torch.tensor([1.0, 0.0]))
 
 
-def modules(path: Path, *kinds: str, **pooling: object) -> str:
+def modules(path: Path, *kinds: str, **stated: object) -> str:
     """A checkpoint of Sentence Transformers with these modules."""
     entries = [{"type": f"sentence_transformers.models.{k}", "path": f"1_{k}"} for k in kinds]
     (path / "modules.json").write_text(json.dumps(entries))
     (path / "1_Pooling").mkdir()
-    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(stated))
     return str(path)
 
 
 @pytest.mark.parametrize(
-    ("mode", "pooling"),
+    ("mode", "stated"),
     [
         (POOLS_LAST, {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}),
         (POOLS_MEAN, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}),
@@ -173,14 +201,14 @@ def modules(path: Path, *kinds: str, **pooling: object) -> str:
     ],
 )
 def test_a_checkpoint_that_pools_as_we_do_is_served(
-    tmp_path: Path, mode: str, pooling: dict[str, object]
+    tmp_path: Path, mode: str, stated: dict[str, object]
 ) -> None:
-    path = modules(tmp_path, "Transformer", "Pooling", "Normalize", **pooling)
-    assert embedding_facts(make_model("llama"), path, mode).size > 0
+    path = modules(tmp_path, "Transformer", "Pooling", "Normalize", **stated)
+    assert embedding_facts(SIZE, path, mode).size == SIZE
 
 
 @pytest.mark.parametrize(
-    ("kinds", "pooling", "reason"),
+    ("kinds", "stated", "reason"),
     [
         (("Transformer", "Pooling", "Dense"), {"pooling_mode_lasttoken": True}, "Dense"),
         (("Transformer", "Pooling"), {"pooling_mode_cls_token": True}, "pools by cls"),
@@ -189,13 +217,29 @@ def test_a_checkpoint_that_pools_as_we_do_is_served(
     ],
 )
 def test_a_checkpoint_that_pools_otherwise_makes_no_embeddings(
-    tmp_path: Path, kinds: tuple[str, ...], pooling: dict[str, object], reason: str
+    tmp_path: Path, kinds: tuple[str, ...], stated: dict[str, object], reason: str
 ) -> None:
-    path = modules(tmp_path, *kinds, **pooling)
-    facts = embedding_facts(make_model("llama"), path, POOLS_LAST)
+    path = modules(tmp_path, *kinds, **stated)
+    facts = embedding_facts(SIZE, path, POOLS_LAST)
     assert facts.size == 0
     assert reason in facts.refusal
 
 
 def test_a_plain_checkpoint_is_pooled_by_its_kind(tmp_path: Path) -> None:
-    assert embedding_facts(make_model("llama"), str(tmp_path), POOLS_LAST).refusal == ""
+    assert embedding_facts(SIZE, str(tmp_path), POOLS_LAST).refusal == ""
+
+
+def test_nothing_is_promised_where_the_network_alone_could_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("no network") from LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr(pooling, "cached_file", unreachable)
+    facts = embedding_facts(SIZE, "organisation/model", POOLS_LAST)
+    assert facts.size == 0
+    assert "could not be found out" in facts.refusal
+
+
+def test_states_that_cannot_be_read_make_no_embeddings(tmp_path: Path) -> None:
+    assert "cannot be read" in embedding_facts(0, str(tmp_path), POOLS_LAST).refusal

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from scheduler.plan import NO_TOKEN, StepPlan, StepResult
 from scheduler.scheduler import MAX_PREEMPTIONS, SampledToken, Scheduler
 from scheduler.sequence import Sequence, State
+from scheduler.waiting import MAX_OVERTAKES
 from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY
 from tests.fakes import (
@@ -93,6 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _begin(self) -> None:
         self.requests: dict[str, list[Sequence]] = {}
+        self.num_answers_since = 0  # the last vector was begun
         self.vectors: dict[Sequence, bytes | None] = {}
         self.aborted: set[Sequence] = set()
         self.failed: set[Sequence] = set()
@@ -273,14 +275,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert plan.is_empty == self.scheduler.is_idle, "work waits, but nothing is planned"
         assert plan.num_tokens <= self.budget
         newly = [self._running_on(admission.row) for admission in plan.admissions]
-        answers = [s for s in self.arrived if s.state is State.WAITING and not s.is_pooled]
-        assert not (answers and any(s.is_pooled for s in newly)), "a vector before an answer"
+        self._check_turns(newly)
         self.admitted += [s for s in newly if s.num_preemptions == 0]
         for sequence in newly:
             self._note_admission(sequence)
         is_cut = any(chunk.targets and not chunk.samples for chunk in plan.chunks)
         self._note("a prompt is scored by chunks", is_cut)
         return plan
+
+    def _check_turns(self, newly: list[Sequence]) -> None:
+        """Answers go before vectors, but for one after so many answers."""
+        has_answers = any(s.state is State.WAITING and not s.is_pooled for s in self.arrived)
+        for sequence in newly:
+            if not sequence.is_pooled:
+                self.num_answers_since += 1
+                continue
+            assert not has_answers or self.num_answers_since >= MAX_OVERTAKES
+            self.num_answers_since = 0
 
     def _note_admission(self, sequence: Sequence) -> None:
         self._note("a prefix is found", sequence.num_cached and sequence.leader is None)

@@ -10,7 +10,7 @@ from shared.messages import Embed, Pool
 from shared.parts import EmbeddingFacts, ModelFacts, Prompt, TextPrompt
 from tests.builders import ROUTE
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
-from tokenizer_proc.embedding import MAX_NUMBERS, accept_inputs
+from tokenizer_proc.embedding import MAX_NUMBERS, MAX_TOKENS, SLICE_CHARACTERS, InputEncoder
 from tokenizer_proc.prompt import PromptEncoder
 
 BYTES = PromptEncoder(make_byte_tokenizer())  # one token a byte, and no first token
@@ -29,7 +29,10 @@ def ids(*token_ids: int, truncate_to: int | None = None) -> Prompt:
 
 def pool(*inputs: Prompt, model: ModelFacts = DECODER, dimensions: int | None = None) -> Pool:
     message = Embed("e", ROUTE, 0, inputs, dimensions, "salt")
-    accepted, order = accept_inputs(message, BYTES, model)
+    encoding = InputEncoder(message, BYTES, model)
+    while not encoding.encode_some():
+        pass
+    accepted, order = encoding.result()
     assert accepted.prompt_tokens == sum(map(len, order.inputs))
     assert (order.request_id, order.route, order.cache_salt) == ("e", ROUTE, "salt")
     return order
@@ -84,4 +87,21 @@ def test_no_more_numbers_than_a_message_holds() -> None:
     pool(*[text("a")] * 2, model=large)
     with pytest.raises(BadRequest, match="send fewer inputs") as caught:
         pool(*[text("a")] * 3, model=large)
+    assert caught.value.param == "input"
+
+
+def test_many_texts_are_encoded_some_at_a_time() -> None:
+    model = replace(DECODER, max_model_len=SLICE_CHARACTERS)
+    texts = tuple(text("a" * (SLICE_CHARACTERS // 2)) for _ in range(5))
+    inputs = InputEncoder(Embed("e", ROUTE, 0, texts, None, ""), BYTES, model)
+    assert [inputs.encode_some() for _ in range(3)] == [False, False, True]
+    assert len(inputs.result()[1].inputs) == 5
+
+
+def test_no_more_tokens_than_openai_takes() -> None:
+    model = replace(DECODER, max_model_len=MAX_TOKENS)
+    half = ids(*(5,) * (MAX_TOKENS // 2))
+    assert len(pool(half, half, model=model).inputs) == 2
+    with pytest.raises(BadRequest, match="send fewer texts") as caught:
+        pool(half, half, ids(5), model=model)
     assert caught.value.param == "input"

@@ -1,5 +1,6 @@
 """The tokenizer's room: who is told what, and that no command ends the process."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,15 +11,26 @@ from shared.messages import (
     CreditGranted,
     Decode,
     Decoded,
+    Embed,
     Encode,
     Encoded,
     Generate,
     Message,
+    Pool,
     PromptAccepted,
     RequestFailed,
     Tokenize,
 )
-from shared.parts import ChatPrompt, ModelFacts, Peer, Prompt, Route, TextOptions, TextPrompt
+from shared.parts import (
+    ChatPrompt,
+    EmbeddingFacts,
+    ModelFacts,
+    Peer,
+    Prompt,
+    Route,
+    TextOptions,
+    TextPrompt,
+)
 from shared.sampling import MAX_PROMPT_LOGPROBS
 from tests.builders import GREEDY, ROUTE
 from tests.fakes import FakeMailbox
@@ -165,3 +177,42 @@ def test_a_worker_that_has_not_loaded_fails_the_request() -> None:
     mailbox = serve(tokenize(), worker=None)
     assert [failed.code.value for failed in mailbox.of_type(RequestFailed)] == ["engine_dead"]
     assert not mailbox.of_type(PromptAccepted)
+
+
+LONG = Prompt(text=TextPrompt("a" * 60), param="input")
+EMBEDDER = replace(LOADED, embeddings=EmbeddingFacts(8))
+
+
+def embed(request_id: str, count: int) -> Embed:
+    """More characters than are encoded at a time, if there are many."""
+    return Embed(request_id, replace(ROUTE, detokenizer_epoch=None), 0, (LONG,) * count, None, "")
+
+
+def test_many_inputs_delay_nobody() -> None:
+    many = embed("many", 1000)
+    mailbox = serve(many, embed("few", 2), tokenize("chat"), worker=EMBEDDER)
+    orders = [m for _, m in mailbox.sent if isinstance(m, Pool | Generate)]
+    assert [order.request_id for order in orders] == ["chat", "few", "many"]
+    assert [len(order.inputs) for order in orders if isinstance(order, Pool)] == [2, 1000]
+    assert sum(grant.count for grant in mailbox.of_type(CreditGranted)) == CREDIT + 3
+
+
+def test_inputs_that_nobody_wants_any_more_are_dropped() -> None:
+    mailbox = FakeMailbox(Identity("tokenizer", 0, 1, "/nowhere"), "frontend-0")
+    mailbox.peers["worker-0"] = Peer("worker-0", 1, "ipc:///nowhere/worker-0", True, EMBEDDER)
+    tokenizer = Tokenizer(mailbox, ENCODER)
+    tokenizer._handle(embed("many", 1000))
+    tokenizer._encode_some_inputs()
+    assert mailbox.of_type(CreditGranted) == []
+    tokenizer._handle(Abort("many"))
+    tokenizer._encode_some_inputs()
+    assert [grant.count for grant in mailbox.of_type(CreditGranted)] == [1]
+    assert mailbox.of_type(PromptAccepted) == []
+
+
+def test_one_input_that_is_refused_refuses_its_request() -> None:
+    bad = replace(embed("bad", 1), inputs=(LONG, Prompt(text=TextPrompt("a" * 101), param="input")))
+    mailbox = serve(bad, embed("good", 1), worker=EMBEDDER)
+    assert [failed.request_id for failed in mailbox.of_type(RequestFailed)] == ["bad"]
+    assert [order.request_id for order in mailbox.of_type(Pool)] == ["good"]
+    assert sum(grant.count for grant in mailbox.of_type(CreditGranted)) == CREDIT + 2
