@@ -13,6 +13,7 @@ from typing import assert_never
 from frontend import commands
 from frontend.admission import Admission, Limits, Waiting
 from frontend.dispatch import Dispatch, TokenizerCommand
+from frontend.door import Door
 from frontend.events import Event, Failed, Finished, TextFound, TokensFound, VectorsFound
 from frontend.generation import Generation
 from frontend.health import Health, Problem
@@ -81,11 +82,11 @@ class EngineClient:
         self._clock = clock
         self._ledger = Ledger()
         self._admission = Admission(self._ledger, limits)
+        self._door = Door(mailbox, health, self._ledger, self._admission, limits)
         self._dispatch = Dispatch()
         self._quarantine = Quarantine()
         self._warmed: dict[str, int] = {}  # epochs of the rooms that were asked for a first token
         self._warm_up_error: RequestError | None = None
-        self.is_draining = False
         self._peers: dict[str, Peer] = {}
         self._lives: set[Life] = set()
         metrics.open_requests.set_function(lambda: len(self._ledger))
@@ -95,20 +96,20 @@ class EngineClient:
 
     def check_door(self) -> None:
         """Raises RequestError where even one more answer would be refused."""
-        self._refuse(self._door_problem(1))
+        self._refuse(self._door.answers_problem(1))
 
     def check_lookups(self) -> None:
         """Raises RequestError where one more lookup would be refused."""
-        self._refuse(self._lookup_problem())
+        self._refuse(self._door.lookup_problem())
 
     def submit(self, wanted: Submission | Embedding, caller_id: str = "") -> Generation:
         """Starts a request or lets it wait, or raises RequestError; use the result in a `with`.
 
         `caller_id` is how the caller knows the request; the log names it.
         """
-        self._refuse(self._door_problem(wanted.total_choices))
+        self._refuse(self._door.answers_problem(wanted.total_choices))
         if isinstance(wanted, Embedding):
-            self._refuse(self._embedding_problem())
+            self._refuse(self._door.embedding_problem())
         digests = digests_of(wanted)
         self._quarantine.check(digests, self._clock())
         name = f"{wanted.id_prefix}-{uuid.uuid4().hex}"
@@ -128,6 +129,11 @@ class EngineClient:
         self._admission.join(Waiting(ids, wanted, since=self._clock()))
         self._go_on()
         return generation
+
+    @property
+    def is_draining(self) -> bool:
+        """True once nobody is let in any more."""
+        return self._door.is_draining
 
     @property
     def is_empty(self) -> bool:
@@ -154,7 +160,7 @@ class EngineClient:
 
     def readiness_problem(self) -> Problem | None:
         """Why a new request would not do well, if so: what `/ready` says."""
-        return self.engine_problem() or self._door_problem(1)
+        return self.engine_problem() or self._door.answers_problem(1)
 
     def model(self) -> ModelFacts | None:
         """What a worker has told of its model, once it has loaded it."""
@@ -183,37 +189,6 @@ class EngineClient:
         self._go_on()
 
     # ── admission and dispatch ───────────────────────────────────────────────────────────────────
-
-    def _open_problem(self) -> Problem | None:
-        if self._mailbox.stop is not None:
-            error = RequestError(ErrorCode.SHUTTING_DOWN, "The server is shutting down.")
-            return Problem("stopping", error)
-        if self.is_draining:
-            sentence = "The server is shutting down and lets nobody in any more."
-            return Problem("draining", RequestError(ErrorCode.SHUTTING_DOWN, sentence))
-        return self._health.missing()
-
-    def _door_problem(self, num_answers: int) -> Problem | None:
-        problem = self._open_problem()
-        if problem is not None:
-            return problem
-        error = self._admission.refusal(num_answers)
-        return None if error is None else Problem("full", error)
-
-    def _lookup_problem(self) -> Problem | None:
-        problem = self._open_problem()
-        if problem is not None or self._ledger.num_lookups < self._limits.max_concurrent:
-            return problem
-        sentence = f"The server looks up at most {self._limits.max_concurrent} texts at a time."
-        return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
-
-    def _embedding_problem(self) -> Problem | None:
-        """Thousands of texts must not take every place of those who wait for an answer."""
-        most = max(1, self._limits.max_concurrent // 2)
-        if self._ledger.num_embeddings < most:
-            return None
-        sentence = f"The server works on at most {most} requests for embeddings at a time."
-        return Problem("full", RequestError(ErrorCode.QUEUE_FULL, sentence))
 
     def _refuse(self, problem: Problem | None) -> None:
         if problem is not None:
@@ -289,7 +264,7 @@ class EngineClient:
         if self._warm_up_error is not None:
             error = self._warm_up_error
             raise FatalError(f"the model could not say its first token: {error.message}")
-        if self._mailbox.is_warm or not self._health.is_complete or self.is_draining:
+        if self._mailbox.is_warm or not self._health.is_complete or self._door.is_draining:
             return
         worker, detokenizer = self._ready_life("worker"), self._ready_life("detokenizer")
         epochs = {life.room: life.epoch for life in (worker, detokenizer)}
@@ -332,7 +307,7 @@ class EngineClient:
                 self._metrics.worker.show(message)
                 self._health.note_report(message, self._clock())
             case Drain():
-                self.is_draining = True
+                self._door.is_draining = True
             case (
                 RoomStarted() | StageReached() | RoomReady() | RoomGetsOn() | AddressBook()
                 | PipelineWarm() | Drained() | Stop() | Tokenize() | Embed() | Encode() | Decode()
