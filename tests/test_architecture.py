@@ -35,6 +35,7 @@ MAX_STEP_LOOP_LINES = 40
 
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
 BROUGHT_BY_TORCH = {"triton"}  # its CUDA builds pin the version
+EXTRAS = {"av"}  # used where the user has installed them
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
 
@@ -235,8 +236,9 @@ def test_every_foreign_import_is_pinned() -> None:
     pins = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     pinned = {pin.lower().replace("_", "-") for pin in pins}
     distributions = packages_distributions()
+    others = sys.stdlib_module_names | PACKAGES | BROUGHT_BY_TORCH | EXTRAS
     for path in SERVER_FILES:
-        for root in imported_roots(path) - sys.stdlib_module_names - PACKAGES - BROUGHT_BY_TORCH:
+        for root in imported_roots(path) - others:
             provided_by = {d.lower().replace("_", "-") for d in distributions[root]}
             assert provided_by & pinned, f"{name(path)} imports {root}"
 

@@ -1,0 +1,160 @@
+"""Sound files of any common kind as one channel at one rate, piece by piece and under limits.
+
+What a file is, is found by its content; its name means nothing. libsndfile reads WAV, FLAC, Ogg,
+Opus, MP3 and a few others; PyAV, where it is installed, else the ffmpeg program, reads MP4 (m4a)
+and Matroska (webm). Nothing that a file names is opened.
+"""
+
+import io
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from shared.errors import BadRequest
+
+av: Any = None
+with suppress(ImportError):  # an extra: its wheels are GPL
+    import av
+
+Samples = npt.NDArray[np.float32]
+
+MAX_CHANNELS = 32
+RATES = (1_000, 400_000)  # Hz, of the file
+PIECE_SECONDS = 1.0
+_KINDS = frozenset({"AIFF", "AU", "CAF", "FLAC", "MP3", "OGG", "RF64", "W64", "WAV", "WAVEX"})
+_BOXES = b"ftyp"  # ISO/IEC 14496-12: the type of a file's first box
+_EBML = b"\x1a\x45\xdf\xa3"  # RFC 8794: how Matroska and WebM begin
+_FFMPEG_SECONDS = 600.0  # for one file
+
+
+def read_sound(data: bytes, rate: int, max_seconds: float, param: str) -> Iterator[Samples]:
+    """Pieces of about a second, [n] each, at this rate; BadRequest for what is no sound.
+
+    The first piece is read before this returns, so that most of what is wrong is found at once. A
+    file is read no further than `max_seconds`, and is refused there.
+    """
+    pieces = _limited(_resampled(_opened(data, rate, param), rate, param), rate, max_seconds, param)
+    first = next(pieces, None)
+    if first is None:
+        raise BadRequest(f"'{param}' holds no sound.", param)
+    return chain((first,), pieces)
+
+
+def _opened(data: bytes, rate: int, param: str) -> Generator[tuple[int, Samples]]:
+    """Pieces of one channel, each with its rate."""
+    container = _container(data)
+    if container is None:
+        return _by_libsndfile(data, param)
+    if av is not None:
+        return _by_pyav(data, container, rate, param)
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise BadRequest(
+            f"'{param}' is {container.upper()}, which this server cannot read: send WAV, FLAC, "
+            "MP3, Ogg or Opus, or install PyAV (pip install av) or ffmpeg on the server.",
+            param,
+        )
+    return _by_ffmpeg(data, container, rate, program, param)
+
+
+def _container(data: bytes) -> str | None:
+    """The kind of file that libsndfile does not know, as ffmpeg calls it."""
+    if data[4:8] == _BOXES:
+        return "mp4"
+    return "matroska" if data.startswith(_EBML) else None
+
+
+def _by_libsndfile(data: bytes, param: str) -> Generator[tuple[int, Samples]]:
+    try:
+        file = soundfile.SoundFile(io.BytesIO(data))
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        raise BadRequest(f"'{param}' is no sound file that can be read.", param) from error
+    with file:
+        is_sane = file.format in _KINDS and RATES[0] <= file.samplerate <= RATES[1]
+        if not is_sane or not 1 <= file.channels <= MAX_CHANNELS:
+            sentence = f"'{param}' is {file.format} of {file.channels} channels at"
+            raise BadRequest(f"{sentence} {file.samplerate} Hz, which cannot be read.", param)
+        at_once = int(PIECE_SECONDS * file.samplerate)
+        try:
+            while len(frames := file.read(at_once, dtype="float32", always_2d=True)):
+                yield file.samplerate, frames.mean(axis=1, dtype=np.float32)
+        except soundfile.LibsndfileError as error:
+            raise BadRequest(f"'{param}' is a broken sound file.", param) from error
+
+
+def _by_pyav(data: bytes, container: str, rate: int, param: str) -> Generator[tuple[int, Samples]]:
+    try:
+        opened: Any = av.open(io.BytesIO(data), format=container, metadata_errors="ignore")
+        with opened as file:
+            if not file.streams.audio:
+                raise BadRequest(f"'{param}' holds no sound.", param)
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+            frames = chain(file.decode(audio=0), (None,))  # None: the resampler's rest
+            for frame in frames:
+                for piece in resampler.resample(frame):
+                    yield rate, piece.to_ndarray()[0].astype(np.float32)
+    except (av.FFmpegError, ValueError) as error:
+        raise BadRequest(f"'{param}' is no sound file that can be read.", param) from error
+
+
+def _by_ffmpeg(
+    data: bytes, container: str, rate: int, program: str, param: str
+) -> Generator[tuple[int, Samples]]:
+    """Some files can be read only from a place where one can go back, so it gets one."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        arguments = (
+            program, "-nostdin", "-loglevel", "quiet", "-protocol_whitelist", "file,pipe",
+            "-f", container, "-i", file.name, "-map", "0:a:0", "-ac", "1", "-ar", str(rate),
+            "-f", "f32le", "pipe:1",
+        )  # fmt: skip
+        # Our own arguments, and a program found on the PATH.
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:  # noqa: S603
+            assert process.stdout is not None
+            try:
+                while piece := process.stdout.read(4 * int(PIECE_SECONDS * rate)):
+                    yield rate, np.frombuffer(piece[: len(piece) // 4 * 4], dtype="<f4")
+            finally:
+                process.kill()
+            if process.wait(_FFMPEG_SECONDS) > 0:
+                raise BadRequest(f"'{param}' is no sound file that can be read.", param)
+
+
+def _resampled(pieces: Generator[tuple[int, Samples]], rate: int, param: str) -> Generator[Samples]:
+    stream = None
+    with closing(pieces):
+        for given_rate, piece in pieces:
+            if not np.isfinite(piece).all():
+                raise BadRequest(f"'{param}' holds samples that are no numbers.", param)
+            if given_rate == rate:
+                yield piece
+                continue
+            if stream is None:
+                stream = soxr.ResampleStream(given_rate, rate, 1, dtype="float32")
+            yield stream.resample_chunk(piece)
+        if stream is not None:
+            yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _limited(
+    pieces: Generator[Samples], rate: int, max_seconds: float, param: str
+) -> Generator[Samples]:
+    num_left = int(max_seconds * rate)
+    with closing(pieces):
+        for piece in pieces:
+            num_left -= len(piece)
+            if num_left < 0:
+                sentence = f"'{param}' is longer than the {max_seconds:g} seconds"
+                raise BadRequest(f"{sentence} that this server takes (--max-audio-seconds).", param)
+            if len(piece):
+                yield piece
