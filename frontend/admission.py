@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from frontend.ledger import Ledger
-from frontend.submission import Embedding, Submission
+from frontend.submission import Wanted
 from shared.errors import ErrorCode, RequestError
 
 MIN_RETRY_SECONDS = 1.0
@@ -33,7 +33,7 @@ class Waiting:
     """One request in the queue; the ledger has an entry for each of its ids."""
 
     request_ids: tuple[str, ...]
-    wanted: Submission | Embedding
+    wanted: Wanted
     since: float
 
 

@@ -1,14 +1,16 @@
 """What a tokenizer is told of a request. Pure."""
 
+import struct
 from dataclasses import replace
 
 from frontend.life import Life
-from frontend.submission import Embedding, Lookup, Submission
-from shared.messages import Decode, Embed, Encode, Tokenize
+from frontend.submission import Embedding, Lookup, Submission, Transcription, Wanted
+from shared.messages import Decode, Embed, Encode, Tokenize, Transcribe
 from shared.parts import (
     Prompt,
     Route,
     TextOptions,
+    TranscriptOptions,
 )
 from shared.sampling import MAX_PROMPT_LOGPROBS, NUM_SEEDS, SamplingParams
 
@@ -25,11 +27,30 @@ _WARM_UP = Submission(
     cache_salt="",
 )
 
+# A tenth of a second in which nothing is heard, as a WAV file.
+_NUM_SILENT = 1600
+_SILENCE = Transcription(
+    b"RIFF" + struct.pack("<I", 36 + 2 * _NUM_SILENT) + b"WAVEfmt "
+    + struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16)
+    + b"data" + struct.pack("<I", 2 * _NUM_SILENT) + bytes(2 * _NUM_SILENT),
+    TranscriptOptions(),
+    SamplingParams(seed=0, temperature=0.0),
+)  # fmt: skip
+
 
 def command(
-    request_id: str, wanted: Submission | Embedding, number: int, route: Route, worker: Life
-) -> Tokenize | Embed:
+    request_id: str, wanted: Wanted, number: int, route: Route, worker: Life
+) -> Tokenize | Embed | Transcribe:
     """What the tokenizer is told of a request, or of the `number`-th of its prompts."""
+    if isinstance(wanted, Transcription):
+        return Transcribe(
+            request_id,
+            route,
+            _worker_id(worker),
+            wanted.options,
+            wanted.sampling,
+            wanted.audio,
+        )
     if isinstance(wanted, Embedding):
         return Embed(
             request_id,
@@ -64,9 +85,11 @@ def _tokenize(
     )
 
 
-def warm_up(request_id: str, route: Route, worker: Life) -> Tokenize:
-    """The command for the one token that shows that the rooms work together."""
-    return _tokenize(request_id, _WARM_UP, 0, route, worker)
+def warm_up(
+    request_id: str, route: Route, worker: Life, *, hears: bool
+) -> Tokenize | Embed | Transcribe:
+    """The command for the first words that show that the rooms work together."""
+    return command(request_id, _SILENCE if hears else _WARM_UP, 0, route, worker)
 
 
 def _worker_id(worker: Life) -> int:

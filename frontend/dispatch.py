@@ -8,9 +8,9 @@ has nothing else to do: so those who count tokens delay an answer by one such co
 from collections.abc import Collection
 
 from frontend.life import Life
-from shared.messages import Decode, Embed, Encode, Tokenize
+from shared.messages import Decode, Embed, Encode, Tokenize, Transcribe
 
-TokenizerCommand = Tokenize | Embed | Encode | Decode
+TokenizerCommand = Tokenize | Embed | Transcribe | Encode | Decode
 
 
 class Dispatch:
@@ -35,7 +35,8 @@ class Dispatch:
 
     def add(self, command: TokenizerCommand) -> None:
         """Puts a command at the end of its line."""
-        line = self._prompts if isinstance(command, Tokenize) else self._lookups
+        is_prompt = isinstance(command, Tokenize | Transcribe)
+        line = self._prompts if is_prompt else self._lookups
         line[command.request_id] = command
 
     def remove(self, request_id: str) -> None:

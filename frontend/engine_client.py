@@ -14,15 +14,23 @@ from frontend import commands
 from frontend.admission import Admission, Limits, Waiting
 from frontend.dispatch import Dispatch, TokenizerCommand
 from frontend.door import Door
-from frontend.events import Event, Failed, Finished, TextFound, TokensFound, VectorsFound
+from frontend.entries import Entries
+from frontend.entry import Abandoned
+from frontend.events import (
+    Event,
+    Failed,
+    Finished,
+    TextFound,
+    TokensFound,
+    VectorsFound,
+)
 from frontend.generation import Generation
 from frontend.health import Health, Problem
-from frontend.ledger import Abandoned, Entry, Ledger
+from frontend.ledger import Ledger
 from frontend.life import Life
-from frontend.meter import Meter
 from frontend.metrics import Metrics
 from frontend.quarantine import Quarantine, digests_of
-from frontend.submission import Embedding, Lookup, Submission
+from frontend.submission import Embedding, Lookup, Wanted
 from shared.errors import ErrorCode, FatalError, RequestError, WireError
 from shared.mailbox import LAUNCHER, Mailbox, unexpected
 from shared.messages import (
@@ -38,6 +46,7 @@ from shared.messages import (
     Encode,
     Encoded,
     Generate,
+    Listen,
     Message,
     PipelineWarm,
     Pool,
@@ -53,6 +62,9 @@ from shared.messages import (
     TextProduced,
     Tokenize,
     TokensSampled,
+    Transcribe,
+    WindowRead,
+    WindowTaken,
     WorkerReported,
 )
 from shared.parts import (
@@ -60,6 +72,7 @@ from shared.parts import (
     Peer,
     Route,
 )
+from shared.windows import sound_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +95,7 @@ class EngineClient:
         self._clock = clock
         self._ledger = Ledger()
         self._admission = Admission(self._ledger, limits)
+        self._entries = Entries(mailbox, self._ledger, metrics, limits, clock)
         self._door = Door(mailbox, health, self._ledger, self._admission, limits)
         self._dispatch = Dispatch()
         self._quarantine = Quarantine()
@@ -102,7 +116,7 @@ class EngineClient:
         """Raises RequestError where one more lookup would be refused."""
         self._refuse(self._door.lookup_problem())
 
-    def submit(self, wanted: Submission | Embedding, caller_id: str = "") -> Generation:
+    def submit(self, wanted: Wanted, caller_id: str = "") -> Generation:
         """Starts a request or lets it wait, or raises RequestError; use the result in a `with`.
 
         `caller_id` is how the caller knows the request; the log names it.
@@ -121,10 +135,8 @@ class EngineClient:
             num_choices=wanted.num_choices,
         )
         for number, request_id in enumerate(ids):
-            meter = Meter(self._metrics.requests, request_id, self._clock(), caller_id)
-            sink = self._metered(meter, functools.partial(generation.push, prompt=number))
-            entry = self._entry(request_id, sink, wanted.num_choices)
-            entry.digest, entry.wants_vectors = digests[number], isinstance(wanted, Embedding)
+            sink = functools.partial(generation.push, prompt=number)
+            entry = self._entries.request(request_id, sink, wanted, digests[number], caller_id)
             self._ledger.open(entry)
         self._admission.join(Waiting(ids, wanted, since=self._clock()))
         self._go_on()
@@ -148,7 +160,7 @@ class EngineClient:
         self.check_lookups()
         name = f"tok-{uuid.uuid4().hex}"
         generation = Generation(name, lambda: self._release((name,)))
-        self._ledger.open(self._entry(name, generation.push, 0))
+        self._ledger.open(self._entries.lookup(name, generation.push))
         self._ledger.admit(name, None, None)
         self._dispatch.add(commands.look_up(name, wanted, self._mailbox.identity.index))
         self._send_waiting()
@@ -224,17 +236,6 @@ class EngineClient:
         identity = self._mailbox.identity
         return Route(identity.index, identity.epoch, detokenizer.epoch)
 
-    def _metered(self, meter: Meter, sink: Callable[[Event], None]) -> Callable[[Event], None]:
-        def metered(event: Event) -> None:
-            meter.observe(event, self._clock())
-            sink(event)
-
-        return metered
-
-    def _entry(self, request_id: str, sink: Callable[[Event], None], num_choices: int) -> Entry:
-        deadline = self._clock() + self._limits.request_timeout_seconds
-        return Entry(request_id, sink, deadline, num_choices)
-
     def _ready_life(self, kind: str) -> Life:
         peer = self._mailbox.ready_rooms(kind)[0]
         return Life(peer.room, peer.epoch)
@@ -272,9 +273,13 @@ class EngineClient:
             return
         self._warmed = epochs
         request_id = f"warm-up-{uuid.uuid4().hex}"
-        self._ledger.open(self._entry(request_id, functools.partial(self._end_warm_up, epochs), 1))
+        facts = self.model()
+        hears = facts is not None and facts.hears
+        sink = functools.partial(self._end_warm_up, epochs)
+        self._ledger.open(self._entries.warm_up(request_id, sink, hears=hears))
         self._ledger.admit(request_id, worker, detokenizer)
-        self._dispatch.add(commands.warm_up(request_id, self._route(detokenizer), worker))
+        route = self._route(detokenizer)
+        self._dispatch.add(commands.warm_up(request_id, route, worker, hears=hears))
 
     def _end_warm_up(self, epochs: dict[str, int], event: Event) -> None:
         match event:
@@ -297,10 +302,13 @@ class EngineClient:
                 self._let_go(self._ledger.accept(message))
             case Encoded() | Decoded() | Pooled():
                 self._answer_at_once(message)
+            case WindowRead():
+                self._let_go(self._ledger.add_window(message))
             case RequestFailed():
                 error = RequestError(message.code, message.message, message.param)
-                self._ledger.fail(message.request_id, error)
-                self._dispatch.remove(message.request_id)
+                request_id, _ = sound_of(message.request_id)
+                self._let_go(self._ledger.fail(request_id, error))
+                self._dispatch.remove(request_id)
             case CreditGranted():
                 self._dispatch.grant(Life(message.room, message.epoch), message.count)
             case WorkerReported():
@@ -311,8 +319,8 @@ class EngineClient:
             case (
                 RoomStarted() | StageReached() | RoomReady() | RoomGetsOn() | AddressBook()
                 | PipelineWarm() | Drained() | Stop() | Tokenize() | Embed() | Encode() | Decode()
-                | Generate() | Pool() | Abort() | ConfirmHeld() | TokensSampled()
-                | StepsAcknowledged()
+                | Transcribe() | WindowTaken() | Generate() | Pool() | Listen() | Abort()
+                | ConfirmHeld() | TokensSampled() | StepsAcknowledged()
             ):  # fmt: skip
                 unexpected(message)
             case _:

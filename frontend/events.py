@@ -40,6 +40,15 @@ class TextAdded(Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True)
+class WindowStarted:
+    """A part of a sound is on its way; its words are the answer of this number."""
+
+    number: int
+    start_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Finished:
     """Outcome: every answer is whole."""
 
@@ -83,4 +92,4 @@ class Aborted:
 
 
 Outcome = Finished | TokensFound | TextFound | VectorsFound | Failed | Aborted
-Event = Accepted | PromptRead | TextAdded | Outcome
+Event = Accepted | PromptRead | TextAdded | WindowStarted | Outcome

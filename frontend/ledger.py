@@ -9,16 +9,12 @@ delivery, so the ledger does: a dead owner, a gap or the deadline ends a request
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Iterable, Iterator, Sequence
 
-from msgspec import Struct
-
+from frontend.entry import Abandoned, Entry, Row, State
 from frontend.events import (
     Aborted,
     Accepted,
-    Event,
     Failed,
     Finished,
     Outcome,
@@ -27,108 +23,15 @@ from frontend.events import (
     TextFound,
     TokensFound,
     VectorsFound,
+    WindowStarted,
 )
 from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
-from shared.messages import PromptAccepted, TextProduced
+from shared.messages import PromptAccepted, TextProduced, WindowRead
 from shared.parts import (
-    ScoredToken,
     TextEnded,
 )
-
-
-class State(Enum):
-    """How far a request is."""
-
-    QUEUED = "queued"  # waits for places; no room is chosen for it yet
-    ADMITTED = "admitted"  # waits in the frontend for a tokenizer's credit
-    TOKENISING = "tokenising"
-    RUNNING = "running"  # accepted; the worker has it, or will
-    ENDED = "ended"
-
-
-LEGAL_TRANSITIONS: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.ADMITTED, State.ENDED}),
-    State.ADMITTED: frozenset({State.TOKENISING, State.ENDED}),
-    State.TOKENISING: frozenset({State.RUNNING, State.ENDED}),
-    State.RUNNING: frozenset({State.ENDED}),
-    State.ENDED: frozenset(),
-}
-
-
-@dataclass(frozen=True)
-class Abandoned:
-    """An ended request and the rooms that may still work for it; each is owed an `Abort`."""
-
-    request_id: str
-    rooms: tuple[str, ...]
-
-
-class _Row(Struct, gc=False):
-    """One answer's part of a `TextProduced`."""
-
-    worker: Life
-    seq: int
-    added: TextAdded
-    prompt: tuple[ScoredToken, ...]  # of the prompt, with its request's first row, where asked for
-    end: TextEnded | None
-
-
-@dataclass
-class Entry:
-    """One open request."""
-
-    request_id: str
-    sink: Callable[[Event], None]
-    deadline: float  # on the caller's monotonic clock, as all times
-    num_choices: int = 1  # answers; 0: the tokenizer alone says what is asked
-    wants_vectors: bool = False  # of texts, and no answer
-    first_token_deadline: float = math.inf  # until there is text
-    worker: Life | None = None  # set at admission, where there are answers or vectors
-    detokenizer: Life | None = None  # likewise, where there are answers
-    tokenizer: Life | None = None  # set while tokenising
-    passed_on_by: Life | None = None  # the tokenizer, from its word to the first text
-    digest: bytes = b""  # see `quarantine.py`
-    state: State = State.QUEUED
-    next_seqs: dict[int, int] = field(init=False)  # by answer; an ended one is not in it
-    completion_tokens: int = 0  # of the answers that have ended
-    reasoning_tokens: int = 0  # of those, in thoughts
-    early: list[_Row] = field(default_factory=list)
-    early_vectors: VectorsFound | None = None
-
-    def __post_init__(self) -> None:
-        self.next_seqs = dict.fromkeys(range(self.num_choices), 0)
-
-    def move(self, state: State) -> None:
-        """Changes the state; raises RuntimeError when the table does not allow it."""
-        if state not in LEGAL_TRANSITIONS[self.state]:
-            raise RuntimeError(f"{self.request_id}: {self.state.value} -> {state.value}")
-        self.state = state
-
-    def counts(self, row: _Row) -> bool:
-        """True for the next piece of an answer that has not ended, from the right worker."""
-        choice = row.added.choice
-        if row.worker != self.worker or self.next_seqs.get(choice) != row.seq:
-            return False
-        self.next_seqs[choice] = row.seq + 1
-        return True
-
-    def owners(self) -> tuple[Life, ...]:
-        """The lives without which this request cannot go on."""
-        lives = (self.tokenizer, self.worker, self.detokenizer)
-        return tuple(life for life in lives if life is not None)
-
-    def workers(self) -> tuple[Life, ...]:
-        """The lives that work on this request now."""
-        is_running = self.state is State.RUNNING
-        lives = (self.worker, self.detokenizer) if is_running else (self.tokenizer,)
-        return tuple(life for life in lives if life is not None)
-
-    def working_rooms(self) -> tuple[str, ...]:
-        """The rooms that may hold this request and do not know by themselves that it is over."""
-        if self.state in (State.QUEUED, State.ADMITTED):
-            return ()
-        return tuple(life.room for life in (self.tokenizer, self.worker) if life is not None)
+from shared.windows import sound_of
 
 
 def _timeout(sentence: str) -> RequestError:
@@ -208,6 +111,29 @@ class Ledger:
         early, entry.early = entry.early, []
         return self._take_rows((entry.request_id, row) for row in early)
 
+    def add_window(self, read: WindowRead) -> list[Abandoned]:
+        """Takes the tokenizer's word of a window, which its first text may have overtaken."""
+        entry = self._entries.get(read.request_id)
+        if entry is None:
+            return []
+        if entry.state is not State.TOKENISING or not entry.hears:
+            return self._abandon([entry], _lost())
+        if read.number == 0:
+            entry.sink(Accepted(0))
+        entry.open_window(read.number)
+        entry.sink(WindowStarted(read.number, read.start_seconds, read.seconds))
+        if read.is_last:
+            entry.is_read = True
+            entry.move(State.RUNNING)
+            entry.passed_on_by, entry.tokenizer = entry.tokenizer, None
+            self._end_if_over(entry)
+        return []
+
+    def tokenizer_of(self, request_id: str) -> Life | None:
+        """Who reads the sound of this request, if anybody does."""
+        entry = self._entries.get(request_id)
+        return entry.tokenizer if entry is not None else None
+
     def add_text(self, produced: TextProduced) -> list[Abandoned]:
         """Takes one step's text; a row of another worker's life or a gap ends its request.
 
@@ -236,20 +162,23 @@ class Ledger:
             is_answer = entry.num_choices == 0 and entry.state is State.TOKENISING
             self._end(entry, found if is_answer else Failed(_lost()))
 
-    def fail(self, request_id: str, error: RequestError) -> None:
-        """Ends a request that its room gave up; nobody works for it any more."""
+    def fail(self, request_id: str, error: RequestError) -> list[Abandoned]:
+        """Ends a request that its room gave up; others work on the rest of a sound."""
         entry = self._entries.get(request_id)
-        if entry is not None:
-            self._end(entry, Failed(error))
+        if entry is None:
+            return []
+        rest = entry.abandoned() if entry.hears else []
+        self._end(entry, Failed(error))
+        return rest
 
     def abort(self, request_id: str) -> list[Abandoned]:
         """Ends a request whose caller left."""
         entry = self._entries.get(request_id)
         if entry is None:
             return []
-        abandoned = Abandoned(request_id, entry.working_rooms())
+        abandoned = entry.abandoned()
         self._end(entry, Aborted())
-        return [abandoned]
+        return abandoned
 
     def expire(self, now: float) -> list[Abandoned]:
         """Ends every request whose deadline has passed."""
@@ -266,7 +195,7 @@ class Ledger:
         silent: dict[Life, list[str]] = {}
         for entry in self._entries.values():
             if entry.passed_on_by == tokenizer and entry.worker is not None:
-                silent.setdefault(entry.worker, []).append(entry.request_id)
+                silent.setdefault(entry.worker, []).extend(entry.silent_names())
         return silent
 
     def digests_in(self, life: Life) -> list[bytes]:
@@ -285,7 +214,7 @@ class Ledger:
         """Ends every request."""
         return self._abandon(list(self._entries.values()), error)
 
-    def _take_rows(self, rows: Iterable[tuple[str, _Row]]) -> list[Abandoned]:
+    def _take_rows(self, rows: Iterable[tuple[str, Row]]) -> list[Abandoned]:
         abandoned: dict[str, Abandoned] = {}  # by request: each is told once
         for request_id, row in rows:
             entry = self._entries.get(request_id)
@@ -296,14 +225,19 @@ class Ledger:
                 abandoned.setdefault(request_id, Abandoned(request_id, (row.worker.room,)))
         return list(abandoned.values())
 
-    def _take_row(self, entry: Entry, row: _Row) -> Sequence[Abandoned]:
+    def _take_row(self, entry: Entry, row: Row) -> Sequence[Abandoned]:
+        is_under_way = entry.state is State.RUNNING
         if entry.state is State.TOKENISING:
-            entry.early.append(row)
-            return ()
-        if entry.state is not State.RUNNING or not entry.counts(row):
+            if not entry.hears:
+                entry.early.append(row)
+                return ()
+            is_under_way = True
+            entry.open_window(row.added.choice)
+        if not is_under_way or not entry.counts(row):
             return self._abandon([entry], _lost())
-        if entry.passed_on_by is not None:  # the first text
-            entry.passed_on_by, entry.first_token_deadline = None, math.inf
+        if entry.first_token_deadline < math.inf:  # the first text
+            entry.first_token_deadline = math.inf
+            entry.passed_on_by = entry.passed_on_by if entry.hears else None
         if row.prompt:
             entry.sink(PromptRead(row.prompt))
         entry.sink(row.added)
@@ -315,12 +249,15 @@ class Ledger:
         del entry.next_seqs[last.choice]
         entry.completion_tokens += last.completion_tokens
         entry.reasoning_tokens += end.reasoning_tokens
-        if not entry.next_seqs:
+        self._end_if_over(entry, end.cached_tokens)
+
+    def _end_if_over(self, entry: Entry, cached_tokens: int = 0) -> None:
+        if not entry.next_seqs and (entry.is_read or not entry.hears):
             tokens = entry.completion_tokens
-            self._end(entry, Finished(tokens, end.cached_tokens, entry.reasoning_tokens))
+            self._end(entry, Finished(tokens, cached_tokens, entry.reasoning_tokens))
 
     def _abandon(self, entries: list[Entry], error: RequestError) -> list[Abandoned]:
-        abandoned = [Abandoned(entry.request_id, entry.working_rooms()) for entry in entries]
+        abandoned = [orphan for entry in entries for orphan in entry.abandoned()]
         for entry in entries:
             self._end(entry, Failed(error))
         return abandoned
@@ -336,7 +273,7 @@ class Ledger:
         entry.sink(outcome)
 
 
-def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
+def _rows(produced: TextProduced) -> Iterator[tuple[str, Row]]:
     worker = Life(f"worker-{produced.worker_id}", produced.epoch)
     ends = {(end.request_id, end.choice): end for end in produced.ended}
     prompts = {scored.request_id: scored.tokens for scored in produced.prompts}
@@ -350,10 +287,12 @@ def _rows(produced: TextProduced) -> Iterator[tuple[str, _Row]]:
         produced.thoughts or ("",) * len(produced.texts),
         strict=True,
     )
-    for request_id, choice, seq, text, num_tokens, tokens, thoughts in columns:
-        end = ends.get((request_id, choice)) if ends else None
+    for name, number, seq, text, num_tokens, tokens, thoughts in columns:
+        end = ends.get((name, number)) if ends else None
         reason = end.finish_reason if end else None
         stop_reason = end.stop_reason if end else None
+        request_id, window = sound_of(name)
+        choice = number + window  # a window is one answer
         added = TextAdded(choice, text, num_tokens, reason, stop_reason, tokens, thoughts)
-        prompt = prompts.pop(request_id, ()) if prompts else ()
-        yield request_id, _Row(worker, seq, added, prompt, end)
+        prompt = prompts.pop(name, ()) if prompts else ()
+        yield request_id, Row(worker, seq, added, prompt, end)

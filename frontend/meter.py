@@ -15,6 +15,7 @@ from frontend.events import (
     TextFound,
     TokensFound,
     VectorsFound,
+    WindowStarted,
 )
 from frontend.metrics import RequestTimes
 
@@ -40,6 +41,7 @@ class Meter:
         self._started_at = now
         self._first_token_at: float | None = None
         self._prompt_tokens = 0
+        self._sound_seconds = 0.0
         self._answers: dict[int, _Progress] = {}  # that have a token
         self._finish_reason = ""  # of the answer that ended last
 
@@ -52,6 +54,8 @@ class Meter:
             case Accepted():
                 self._prompt_tokens = event.prompt_tokens
                 self._times.prompt_tokens.inc(event.prompt_tokens)
+            case WindowStarted(seconds=seconds):
+                self._sound_seconds += seconds
             case PromptRead() | TokensFound() | TextFound():
                 pass  # costs no answer any time
             case VectorsFound():
@@ -101,5 +105,12 @@ class Meter:
             self._num_completion_tokens,
             "-" if first is None else f"{first - self._started_at:.3f}s",
             now - self._started_at,
-            shown_reason,
+            shown_reason + self._pace(now),
         )
+
+    def _pace(self, now: float) -> str:
+        """How much sound was put into words a second, if any was."""
+        if not self._sound_seconds:
+            return ""
+        rate = self._sound_seconds / max(now - self._started_at, 1e-3)
+        return f" sound={self._sound_seconds:.1f}s rate={rate:.1f}x"

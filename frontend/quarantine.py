@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import orjson
 
-from frontend.submission import Embedding, Submission
+from frontend.submission import Embedding, Submission, Transcription, Wanted
 from shared.errors import BadRequest
 from shared.parts import Prompt
 
@@ -49,8 +49,11 @@ class Quarantine:
         self._deaths = {digest: deaths for digest, deaths in recent.items() if deaths}
 
 
-def digests_of(wanted: Submission | Embedding) -> list[bytes]:
-    """What a request is known by: one digest for each prompt, one for all inputs of vectors."""
+def digests_of(wanted: Wanted) -> list[bytes]:
+    """What a request is known by: one digest for each prompt, one for a sound or for all inputs."""
+    if isinstance(wanted, Transcription):
+        settings = orjson.dumps([wanted.options, replace(wanted.sampling, seed=0)])
+        return [hashlib.sha256(settings + wanted.audio).digest()]
     if isinstance(wanted, Embedding):
         return [hashlib.sha256(orjson.dumps([wanted.inputs, wanted.dimensions])).digest()]
     return [_digest_of(prompt, wanted) for prompt in wanted.prompts]

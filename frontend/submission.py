@@ -1,8 +1,8 @@
 """What a handler wants of the rooms behind: validated, and without addresses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from shared.parts import Prompt, TextOptions
+from shared.parts import Prompt, TextOptions, TranscriptOptions
 from shared.sampling import SamplingParams
 
 
@@ -45,6 +45,25 @@ class Embedding:
     def total_choices(self) -> int:
         """See `Submission`."""
         return self.num_choices
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """One HTTP request to put a sound into words."""
+
+    audio: bytes = field(repr=False)  # the file as it came
+    options: TranscriptOptions
+    sampling: SamplingParams
+    id_prefix: str = "trsc"
+    num_choices: int = 1
+
+    @property
+    def total_choices(self) -> int:
+        """See `Submission`."""
+        return self.num_choices
+
+
+Wanted = Submission | Embedding | Transcription
 
 
 @dataclass(frozen=True)

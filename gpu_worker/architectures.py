@@ -21,7 +21,7 @@ TESTED_MODEL_TYPES = frozenset({
     "starcoder2",
 })  # fmt: skip
 # Encoder-decoders whose answers over slots are tested to equal `generate()`'s; no other is served.
-ENCODER_DECODERS = frozenset({"mt5", "t5", "umt5"})
+ENCODER_DECODERS = frozenset({"mt5", "t5", "umt5", "whisper"})
 _OWN_CODE = "its attention code does not go through transformers' attention interface"
 _ALIBI = "its attention adds a bias by distance (ALiBi), outside transformers' attention interface"
 _RECURRENT = "it has recurrent layers, whose state is no key and value of every token"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from scheduler.plan import NO_INPUT, EncoderInput
 from scheduler.sequence import Sequence
 from shared.errors import ErrorCode, RequestError
-from shared.messages import Generate, Pool
+from shared.messages import Generate, Listen, Pool
 from shared.sampling import (
     MAX_BIAS,
     MAX_BIASED_TOKENS,
@@ -24,6 +24,7 @@ from shared.sampling import (
     SamplingParams,
 )
 
+HEARS_ONLY = "This model answers no text: send sound to /v1/audio/transcriptions."
 _GREEDY = SamplingParams(seed=0, temperature=0.0)
 
 
@@ -35,8 +36,9 @@ def _one_class(_: int) -> str:
 class EncoderLimits:
     """What an encoder reads, and with what the decoder begins."""
 
-    max_encoder_len: int  # tokens of a prompt
-    start_token_ids: tuple[int, ...]  # before every answer
+    max_encoder_len: int  # tokens of a prompt, or positions of a window of sound
+    start_token_ids: tuple[int, ...]  # before every answer; of a window, its prompt's
+    num_feature_bytes: int = 0  # of a window of sound; 0: it reads text
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def to_sequences(message: Generate, limits: IntakeLimits) -> list[Sequence]:
 def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
     """Returns the sequence to schedule, or raises RequestError."""
     prompt, max_tokens = message.prompt_token_ids, message.max_tokens
+    if limits.encoder is not None and limits.encoder.num_feature_bytes:
+        raise RequestError(ErrorCode.MODEL_NOT_FOUND, HEARS_ONLY, "model")
     if not prompt or max_tokens < 0:
         raise _refusal("an empty prompt or answer")
     if not _fits(len(prompt), max_tokens, limits):
@@ -83,6 +87,31 @@ def to_sequence(message: Generate, limits: IntakeLimits) -> Sequence:
         message.sampling,
         cache_salt=f"{limits.rope_class(len(prompt))}\n{message.cache_salt}",
         encoder_input=EncoderInput.text(prompt) if encoder else NO_INPUT,
+    )
+
+
+def to_window(message: Listen, limits: IntakeLimits) -> Sequence:
+    """Returns the sequence that puts a window of sound into words, or raises RequestError."""
+    prompt, encoder = message.prompt_token_ids, limits.encoder
+    if encoder is None or not 0 < len(message.features) == encoder.num_feature_bytes:
+        raise _refusal(f"{len(message.features)} bytes of sound")
+    if not prompt or not 0 < message.max_tokens <= limits.max_model_len + 1 - len(prompt):
+        raise _refusal(f"{len(prompt)} + {message.max_tokens} tokens")
+    rules, settings = message.sampling.transcript, message.sampling
+    ids = {*prompt, *(rules.all_ids() if rules else ())}
+    if rules is None or min(ids) < 0 or max(ids) >= limits.vocab_size:
+        raise _refusal("impossible rules of a transcript")
+    if not _is_possible(settings) or settings.num_prompt_logprobs is not None:
+        raise _refusal(f"impossible settings: {settings}")
+    if not _has_possible_tokens(settings, message.max_tokens, limits.vocab_size):
+        raise _refusal("impossible tokens to favour, to ban or to stop at")
+    return Sequence(
+        message.request_id,
+        prompt,
+        message.max_tokens,
+        frozenset({rules.end_token_id}),
+        settings,
+        encoder_input=EncoderInput(encoder.max_encoder_len, features=message.features),
     )
 
 

@@ -31,7 +31,6 @@ from gpu_worker.checkpoint import (
 )
 from gpu_worker.compiled import refuse_missing_tools
 from gpu_worker.cuda_graphs import CudaGraphDevice
-from gpu_worker.families import t5
 from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loaded import Cache, LoadedModel
@@ -53,6 +52,7 @@ from gpu_worker.sizing import (
     size_cache,
     wanted_context,
 )
+from gpu_worker.slot_cache import SLOT_ATTENTION
 from gpu_worker.slot_loading import serve_slots
 from gpu_worker.threads import default_threads
 from shared.checkpoint_errors import unloadable
@@ -239,7 +239,7 @@ def _load_weights(
     try:
         weights = find_weights(config.model, allow_pickle=config.allow_pickle_weights)
         check_memory(weights, name, dtype, device)
-        attention = t5.ATTENTION if slots else ATTENTION
+        attention = SLOT_ATTENTION if slots else ATTENTION
         loaded = _from_pretrained(config, model_class, weights, attention, dtype, device)
     except (FatalError, MemoryError, torch.OutOfMemoryError):
         raise

@@ -6,6 +6,7 @@ import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -19,6 +20,8 @@ def choose_class(asked: str, config: PreTrainedConfig) -> Any:
     Of a dotted path, as the predecessor had them, the last part counts.
     """
     if not asked:
+        if config.model_type == "whisper":
+            return AutoModelForSpeechSeq2Seq
         return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     found = getattr(transformers, asked.rpartition(".")[2], None)
     if not hasattr(found, "from_pretrained"):

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+SLOT_ATTENTION = "slots"
+
+# Without a mask function of the same name, transformers would drop every mask in silence.
+AttentionInterface.register(SLOT_ATTENTION, sdpa_attention_forward)
+AttentionMaskInterface.register(SLOT_ATTENTION, sdpa_mask)
 
 _LENGTH_STEP = 16  # views grow by so many positions, so that few shapes come up
 

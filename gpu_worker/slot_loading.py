@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gpu_worker.families import t5
-from gpu_worker.families.encoder_decoder import EncoderDecoder
+from gpu_worker.families import t5, whisper
+from gpu_worker.families.encoder_decoder import Adapter, EncoderDecoder
 from gpu_worker.intake import EncoderLimits
 from gpu_worker.loaded import Cache, LoadedModel
 from gpu_worker.memory import free_bytes
@@ -15,12 +15,17 @@ from gpu_worker.packed_linear import pack_linears
 from gpu_worker.pooling import POOLS_MEAN, embedding_facts
 from gpu_worker.sizing import CPU_FRACTION, GPU_FRACTION
 from gpu_worker.slot_cache import SlotCache, SlotGeometry
+from gpu_worker.transcription import Transcripts
 from shared.config import WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
+from shared.parts import EmbeddingFacts
 
 logger = logging.getLogger(__name__)
 
 _MIB = 2**20
+_NO_EMBEDDINGS = EmbeddingFacts(0, "This model makes no embeddings: it puts sound into words.")
+
+MakeAdapter = Callable[[PreTrainedModel, SlotCache], Adapter]
 
 
 def serve_slots(
@@ -38,8 +43,8 @@ def serve_slots(
             EXIT_CONFIGURATION,
         )
     report("sizing the KV cache")
-    max_encoder_len, max_decoder_len = lengths(model.config, config)
-    size = t5.geometry(model, max_decoder_len=max_decoder_len, max_encoder_len=max_encoder_len)
+    family = _whisper if model.config.model_type == "whisper" else _t5
+    size, make_adapter, encoder = family(model, config)
     if model.device.type == "cpu" and config.cpu_kernels:
         pack_linears(model)
     num_slots, reason = num_slots_of(size, config)
@@ -47,10 +52,13 @@ def serve_slots(
         "%s, %s on %s; %s", model.config.model_type, model.dtype, device_name, reason
     )  # fmt: skip
     cache = SlotCache(size, num_slots)
+    adapter = make_adapter(model, cache)
+    hears = encoder.num_feature_bytes > 0
+    transcripts = Transcripts(num_slots, adapter.vocab_size, model.device) if hears else None
     return LoadedModel(
-        runner=EncoderDecoder(t5.T5(model, cache), cache, num_slots),
-        cache=Cache(num_slots, max_decoder_len, num_slots, rows_are_slots=True),
-        max_model_len=max_decoder_len,
+        runner=EncoderDecoder(adapter, cache, num_slots, transcripts),
+        cache=Cache(num_slots, size.max_decoder_len, num_slots, rows_are_slots=True),
+        max_model_len=size.max_decoder_len,
         vocab_size=model.config.vocab_size,
         end_token_ids=end_token_ids,
         rope_class=_one_class,
@@ -62,9 +70,28 @@ def serve_slots(
             "kv_cache": reason,
             "num_rows": str(num_slots),
         },
-        embeddings=embedding_facts(int(model.config.hidden_size), config.model.path, POOLS_MEAN),
-        encoder=EncoderLimits(max_encoder_len, _start_token_ids(model)),
+        embeddings=_NO_EMBEDDINGS
+        if hears
+        else embedding_facts(int(model.config.hidden_size), config.model.path, POOLS_MEAN),
+        encoder=encoder,
     )
+
+
+def _t5(
+    model: PreTrainedModel, config: WorkerConfig
+) -> tuple[SlotGeometry, MakeAdapter, EncoderLimits]:
+    max_encoder_len, max_decoder_len = lengths(model.config, config)
+    size = t5.geometry(model, max_decoder_len=max_decoder_len, max_encoder_len=max_encoder_len)
+    return size, t5.T5, EncoderLimits(max_encoder_len, _start_token_ids(model))
+
+
+def _whisper(
+    model: PreTrainedModel, config: WorkerConfig
+) -> tuple[SlotGeometry, MakeAdapter, EncoderLimits]:
+    """Its windows and answers have the lengths that it was made with, whatever flags say."""
+    size = whisper.geometry(model)
+    num_bytes = whisper.feature_bytes(model.config)
+    return size, whisper.Whisper, EncoderLimits(size.max_encoder_len, (), num_bytes)
 
 
 def lengths(model_config: PreTrainedConfig, config: WorkerConfig) -> tuple[int, int]:

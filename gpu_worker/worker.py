@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from gpu_worker.audience import Audience, is_over
 from gpu_worker.facts import sampling_defaults
-from gpu_worker.intake import IntakeLimits, to_pooled, to_sequences
+from gpu_worker.intake import IntakeLimits, to_pooled, to_sequences, to_window
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import load
 from gpu_worker.pooled_requests import PooledRequests
@@ -29,6 +29,7 @@ from shared.messages import (
     Abort,
     ConfirmHeld,
     Generate,
+    Listen,
     Message,
     Pool,
     RequestFailed,
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 DETOKENIZER = "detokenizer-0"
 MAX_UNACKNOWLEDGED_STEPS = 64
+
+Order = Generate | Pool | Listen
 
 
 class Worker:
@@ -71,7 +74,9 @@ class Worker:
         self._microsleep_seconds = microsleep_seconds
         self._clock = clock
         self._pooled = PooledRequests(mailbox.identity.index, mailbox.identity.epoch, mailbox.send)
-        self._unheard: dict[str, Generate] = {}  # the detokenizer knows nothing of them yet
+        self._unheard: dict[
+            str, Generate | Listen
+        ] = {}  # the detokenizer knows nothing of them yet
         self._audience = Audience()
         self._peers: dict[str, Peer] = mailbox.peers
         self._ended: list[SequenceEnded] = []  # ends to be told with the next message
@@ -138,7 +143,7 @@ class Worker:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Generate() | Pool():
+            case Generate() | Pool() | Listen():
                 self._admit(message)
             case Abort():
                 self._abort(message)
@@ -150,7 +155,7 @@ class Worker:
             case _:
                 unexpected(message)
 
-    def _admit(self, message: Generate | Pool) -> None:
+    def _admit(self, message: Order) -> None:
         route = message.route if isinstance(message, Pool) else message.text.route
         try:
             sequences = _to_sequences(message, self._limits)
@@ -238,16 +243,20 @@ class Worker:
             if message is not None:
                 yield RequestStarted(
                     message.text,
-                    message.num_choices,
+                    message.num_choices if isinstance(message, Generate) else 1,
                     sequence.num_cached,
                     tuple(TokenLogprobs(*score) for score in sequence.take_prompt_scores()),
                 )
 
 
-def _to_sequences(message: Generate | Pool, limits: IntakeLimits) -> list[Sequence]:
-    return (
-        to_pooled(message, limits) if isinstance(message, Pool) else to_sequences(message, limits)
-    )
+def _to_sequences(message: Order, limits: IntakeLimits) -> list[Sequence]:
+    match message:
+        case Pool():
+            return to_pooled(message, limits)
+        case Listen():
+            return [to_window(message, limits)]
+        case Generate():
+            return to_sequences(message, limits)
 
 
 def _logprobs(tokens: list[SampledToken]) -> tuple[TokenLogprobs | None, ...]:
@@ -299,4 +308,5 @@ def _facts(loaded: LoadedModel, config: WorkerConfig) -> ModelFacts:
         loaded.details,
         loaded.encoder.max_encoder_len if loaded.encoder else 0,
         loaded.embeddings,
+        loaded.encoder is not None and loaded.encoder.num_feature_bytes > 0,
     )

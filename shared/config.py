@@ -198,6 +198,9 @@ class TokenizerConfig:
     chat_template: str = flag(
         "", "Jinja file used in place of the checkpoint's chat template", unset="the checkpoint's"
     )
+    max_audio_seconds: float = flag(
+        3600.0, "longest sound that is put into words, in seconds", at_least=1
+    )
 
 
 @dataclass(frozen=True)

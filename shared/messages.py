@@ -22,6 +22,7 @@ from shared.parts import (
     TextOptions,
     TextStart,
     TokenLogprobs,
+    TranscriptOptions,
 )
 from shared.sampling import SamplingParams
 
@@ -142,6 +143,25 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class Transcribe:
+    """frontend -> tokenizer: a sound file is to be put into words."""
+
+    request_id: str
+    route: Route
+    worker_id: int
+    options: TranscriptOptions
+    sampling: SamplingParams
+    audio: bytes  # the file
+
+
+@dataclass(frozen=True)
+class WindowTaken:
+    """frontend -> tokenizer: one of the sound's windows is in words: one more may be sent."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
 class Encode:
     """frontend -> tokenizer: only the ids of a prompt are wanted."""
 
@@ -170,6 +190,20 @@ class PromptAccepted:
     request_id: str
     prompt_tokens: int  # of all inputs together
     prompt_text: str | None  # where `echo` was asked for
+
+
+@dataclass(frozen=True)
+class WindowRead:
+    """tokenizer -> frontend: a part of the sound is on its way to the worker.
+
+    There, its request's name is `window_name` of the sound's and its number.
+    """
+
+    request_id: str
+    number: int  # from 0
+    start_seconds: float  # in the sound
+    seconds: float  # how long it is, without what fills it up
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -211,6 +245,18 @@ class Pool:
     inputs: tuple[tuple[int, ...], ...]
     dimensions: int
     cache_salt: str
+
+
+@dataclass(frozen=True)
+class Listen:
+    """tokenizer -> worker: a window of sound in, and with what its words begin."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams
+    text: TextStart
+    features: bytes  # a log-mel spectrogram: float32, little-endian, [bins, frames]
 
 
 @dataclass(frozen=True)
@@ -319,8 +365,9 @@ class WorkerReported:
 Message = (
     RoomStarted | StageReached | RoomReady | RoomGetsOn | AddressBook | Stop
     | PipelineWarm | Drain | Drained
-    | CreditGranted | Tokenize | Embed | Encode | Decode
-    | PromptAccepted | Encoded | Decoded | Generate | Pool | Abort | ConfirmHeld
+    | CreditGranted | Tokenize | Embed | Transcribe | WindowTaken | Encode | Decode
+    | PromptAccepted | WindowRead | Encoded | Decoded | Generate | Pool | Listen | Abort
+    | ConfirmHeld
     | TokensSampled | Pooled | StepsAcknowledged
     | TextProduced | RequestFailed | WorkerReported
 )  # fmt: skip

@@ -22,6 +22,7 @@ class ModelFacts:
     details: dict[str, str]  # for people: type, precision, device, attention, cache
     max_encoder_len: int = 0  # tokens of the prompt, where an encoder reads it; 0: there is none
     embeddings: EmbeddingFacts = EmbeddingFacts(0, "This model makes no embeddings.")
+    hears: bool = False  # it puts sound into words, and answers no text
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,16 @@ class TextStart:
 
 
 @dataclass(frozen=True)
+class TranscriptOptions:
+    """How a sound is to be put into words (part of `Transcribe`)."""
+
+    task: str = "transcribe"  # or "translate"
+    language: str | None = None  # a code such as "de"; None: it is found out
+    prompt: str = ""  # text that might have come before
+    marks_times: bool = True  # the model says when each segment begins and ends
+
+
+@dataclass(frozen=True)
 class TokenLogprobs:
     """How likely a token was, and which were likelier (part of `TokensSampled`).
 
@@ -178,6 +189,7 @@ class ScoredToken:
     octets: tuple[int, ...]
     logprob: float | None  # None: a prompt's first token
     top: tuple[TopToken, ...]
+    token_id: int = -1
 
 
 @dataclass(frozen=True)

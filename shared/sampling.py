@@ -55,6 +55,12 @@ class TranscriptRules:
     first_time_id: int | None = None  # the ids from here on mark times; None: none are marked
     max_first_time: int | None = None  # what the first mark may be: so many ids after the first
 
+    def all_ids(self) -> set[int]:
+        """Every token that is named, the end included."""
+        named = {id_ for id_ in (self.no_speech_id, self.first_time_id) if id_ is not None}
+        heads = {id_ for head in self.heads for id_ in head}
+        return {*named, *heads, *self.suppressed, *self.suppressed_at_first, self.end_token_id}
+
 
 @dataclass(frozen=True)
 class SamplingParams:

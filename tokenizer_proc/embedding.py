@@ -22,9 +22,15 @@ class InputEncoder:
         self._dimensions = _dimensions(message, model)
         self._inputs: list[tuple[int, ...]] = []
         self._num_tokens = 0
+        self.is_over = False
 
-    def encode_some(self) -> bool:
-        """Encodes the next inputs; true when that was all, BadRequest for one that does not fit."""
+    @property
+    def can_go_on(self) -> bool:
+        """See `LongWork`: it waits for nobody."""
+        return True
+
+    def go_on(self) -> tuple[PromptAccepted, Pool] | None:
+        """Encodes the next inputs; the result once that was all. BadRequest for one too many."""
         num_characters = 0
         while len(self._inputs) < len(self.message.inputs) and num_characters < SLICE_CHARACTERS:
             prompt = self.message.inputs[len(self._inputs)]
@@ -35,10 +41,10 @@ class InputEncoder:
             if self._num_tokens > MAX_TOKENS:
                 sentence = f"'input' has more than {MAX_TOKENS} tokens: send fewer texts at a time."
                 raise BadRequest(sentence, "input")
-        return len(self._inputs) == len(self.message.inputs)
+        self.is_over = len(self._inputs) == len(self.message.inputs)
+        return self._result() if self.is_over else None
 
-    def result(self) -> tuple[PromptAccepted, Pool]:
-        """What the frontend and the worker hear once all inputs are encoded."""
+    def _result(self) -> tuple[PromptAccepted, Pool]:
         name, message = self.message.request_id, self.message
         accepted = PromptAccepted(name, self._num_tokens, prompt_text=None)
         inputs = tuple(self._inputs)

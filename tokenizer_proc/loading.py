@@ -6,13 +6,20 @@ from typing import Any
 
 import transformers
 from jinja2 import TemplateError
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from shared.checkpoint_errors import first_line, unloadable
 from shared.config import TokenizerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
 from tokenizer_proc.chat import TEMPLATE_ERRORS
+from tokenizer_proc.transcription import Listener, LogMel
+from tokenizer_proc.transcripts import read_format
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +45,26 @@ def load_tokenizer(config: TokenizerConfig, fallback_template: str | None = None
     if config.identity.index == 0:  # each tokenizer process would say the same
         _log_what_to_expect(config, tokenizer)
     return tokenizer
+
+
+def load_listener(config: TokenizerConfig, tokenizer: Any) -> Listener | None:
+    """What puts sound into words, where the checkpoint is made for that; or FatalError."""
+    model = config.model
+    try:
+        model_config = AutoConfig.from_pretrained(
+            model.path, trust_remote_code=model.trust_remote_code
+        )
+    except Exception:  # noqa: BLE001 — as in `has_encoder`: the worker says what is wrong
+        return None
+    if model_config.model_type != "whisper":
+        return None
+    try:
+        # By its full name, because importing it loads torch, and only Whisper needs it.
+        extractor = transformers.WhisperFeatureExtractor.from_pretrained(model.path)
+    except Exception as error:  # what loaders raise over a foreign file is anything
+        raise unloadable(model.hf_model, error, part="its feature extractor") from error
+    format_ = read_format(model.path, model.hf_model, tokenizer, model_config)
+    return Listener(format_, LogMel(extractor), config.max_audio_seconds)
 
 
 def _load(tokenizer_class: Any, config: TokenizerConfig) -> Any:

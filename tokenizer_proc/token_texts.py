@@ -44,10 +44,10 @@ class TokenTexts:
         """A token that added `text`, with what the worker told of it."""
         _, octets = self.of(token_id)
         if told is None:
-            return ScoredToken(text, octets, None, ())
+            return ScoredToken(text, octets, None, (), token_id)
         pairs = zip(told.top_ids, told.top_logprobs, strict=True)
         top = tuple(self._top(top_id, logprob, token_id, text) for top_id, logprob in pairs)
-        return ScoredToken(text, octets, told.logprob, top)
+        return ScoredToken(text, octets, told.logprob, top, token_id)
 
     def _top(self, top_id: int, logprob: float, token_id: int, text: str) -> TopToken:
         """One of the best tokens; the one that was taken looks as it does in the answer."""

@@ -7,7 +7,6 @@ transformers can read every checkpoint's tokenizer files.
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,26 @@ from shared.messages import (
     Embed,
     Encode,
     Generate,
+    Listen,
     Message,
     Pool,
     PromptAccepted,
     RequestFailed,
     Tokenize,
+    Transcribe,
+    WindowRead,
+    WindowTaken,
 )
 from shared.parts import ModelFacts, Route
 from tokenizer_proc.embedding import InputEncoder
 from tokenizer_proc.encoder_input import JOINED_CONTENTS, has_encoder
 from tokenizer_proc.generation import accept
-from tokenizer_proc.loading import load_tokenizer
+from tokenizer_proc.loading import load_listener, load_tokenizer
 from tokenizer_proc.lookup import decoded, encoded
 from tokenizer_proc.prompt import PromptEncoder
 from tokenizer_proc.thought_marks import ThoughtFormat, find_thoughts
+from tokenizer_proc.transcription import Listener, Transcribing
+from tokenizer_proc.turns import LongWork, Turns
 from tokenizer_proc.vocabulary import vocabulary_path
 
 logger = logging.getLogger(__name__)
@@ -45,37 +50,43 @@ CREDIT = 4  # requests that a frontend may have under way here
 _WORKER_GONE = RequestError(ErrorCode.ENGINE_DEAD, "The model's process is gone.")
 _NOT_TOKENIZED = RequestError(ErrorCode.INTERNAL, "The tokenizer could not handle this request.")
 
-Command = Tokenize | Embed | Encode | Decode
+Command = Tokenize | Embed | Transcribe | Encode | Decode
 
 
 class Tokenizer:
     """Answers every command once: with what was asked for, or with a RequestFailed.
 
-    A Tokenize becomes a PromptAccepted and a Generate, an Embed a PromptAccepted and a Pool, an
-    Encode Encoded, a Decode Decoded.
+    A Tokenize becomes a PromptAccepted and a Generate, an Embed a PromptAccepted and a Pool, a
+    Transcribe a WindowRead and a Listen for each window, an Encode Encoded, a Decode Decoded.
     """
 
     def __init__(
-        self, mailbox: Mailbox, encoder: PromptEncoder, thoughts: ThoughtFormat | None = None
+        self,
+        mailbox: Mailbox,
+        encoder: PromptEncoder,
+        thoughts: ThoughtFormat | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self._mailbox = mailbox
         self._encoder = encoder
         self._thoughts = thoughts
         self._granted: set[tuple[str, int]] = set()  # frontend lives that hold credit
         self._early_aborts: set[str] = set()  # aborts in the same delivery as their command
-        self._inputs: deque[InputEncoder] = deque()  # of requests for vectors, which take turns
+        self._listener = listener
+        self._turns = Turns()
 
     def run(self) -> None:
         """Serves until the launcher says stop."""
         while self._mailbox.stop is None:
-            messages = self._mailbox.receive(0.0 if self._inputs else BEAT_SECONDS)
+            messages = self._mailbox.receive(0.0 if self._turns else BEAT_SECONDS)
             self._mailbox.beat()
             self._grant_first_credit()
+            self._drop_what_is_over()
             self._early_aborts = {m.request_id for m in messages if isinstance(m, Abort)}
             for message in messages:
                 self._handle(message)
                 self._mailbox.beat()
-            self._encode_some_inputs()
+            self._take_a_turn()
 
     def _grant_first_credit(self) -> None:
         for frontend in self._mailbox.ready_rooms("frontend"):
@@ -90,16 +101,18 @@ class Tokenizer:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Tokenize(route=route) | Embed(route=route) if self._is_over(route):
+            case Tokenize() | Embed() | Transcribe() if self._is_over(message.route):
                 pass  # nobody waits for it, and the frontend's next life has credit of its own
-            case Embed():
+            case Embed() | Transcribe():
                 if not self._serve(message):
                     self._grant(_frontend(message), 1)
             case Tokenize() | Encode() | Decode():
                 self._serve(message)
                 self._grant(_frontend(message), 1)
             case Abort(request_id):  # one that came with its command has been noted
-                self._drop_inputs(request_id)
+                self._drop(request_id)
+            case WindowTaken(request_id):
+                self._want_more(request_id)
             case _:
                 unexpected(message)
 
@@ -140,42 +153,61 @@ class Tokenizer:
                 self._forward(message, *accept(message, self._encoder, model, self._thoughts))
             case Embed():
                 model = self._worker(message.worker_id)
-                self._inputs.append(InputEncoder(message, self._encoder, model))
+                self._turns.add(InputEncoder(message, self._encoder, model))
+            case Transcribe():
+                self._turns.add(Transcribing(message, self._require_listener()))
             case Encode():
                 self._mailbox.send(frontend, encoded(message, self._encoder))
             case Decode():
                 self._mailbox.send(frontend, decoded(message, self._encoder))
 
-    def _encode_some_inputs(self) -> None:
-        """Goes on with one of the requests for vectors; the next turn is another's."""
-        if not self._inputs:
+    def _require_listener(self) -> Listener:
+        if self._listener is None:
+            sentence = "This model puts no sound into words."
+            raise RequestError(ErrorCode.MODEL_NOT_FOUND, sentence, "model")
+        return self._listener
+
+    def _take_a_turn(self) -> None:
+        """Goes on with one of the long works; the next turn is another's."""
+        work = self._turns.take()
+        if work is None:
             return
-        inputs = self._inputs.popleft()
-        is_over = False
-
-        def work() -> None:
-            nonlocal is_over
-            is_over = inputs.encode_some()
-            if is_over:
-                self._forward(inputs.message, *inputs.result())
-
-        if self._guarded(inputs.message, work) and not is_over:
-            self._inputs.append(inputs)
+        is_sound = self._guarded(work.message, lambda: self._go_on(work))
+        if is_sound and not work.is_over:
+            self._turns.add(work)
         else:
-            self._grant(_frontend(inputs.message), 1)
+            self._grant(_frontend(work.message), 1)
 
-    def _drop_inputs(self, request_id: str) -> None:
-        """Ends a request for vectors that nobody wants any more."""
-        for inputs in [i for i in self._inputs if i.message.request_id == request_id]:
-            self._inputs.remove(inputs)
-            self._grant(_frontend(inputs.message), 1)
+    def _go_on(self, work: LongWork) -> None:
+        found = work.go_on()
+        if found is not None:
+            self._forward(work.message, *found)
+
+    def _drop(self, request_id: str) -> None:
+        """Ends a long work that nobody wants any more."""
+        work = self._turns.remove(request_id)
+        if work is not None:
+            self._grant(_frontend(work.message), 1)
+
+    def _drop_what_is_over(self) -> None:
+        for work in self._turns:
+            if self._is_over(work.message.route):
+                self._turns.remove(work.message.request_id)
+
+    def _want_more(self, request_id: str) -> None:
+        work = self._turns.get(request_id)
+        if isinstance(work, Transcribing):
+            work.num_wanted += 1
 
     def _forward(
-        self, message: Tokenize | Embed, accepted: PromptAccepted, order: Generate | Pool
+        self,
+        message: Tokenize | Embed | Transcribe,
+        to_frontend: PromptAccepted | WindowRead,
+        to_worker: Generate | Pool | Listen,
     ) -> None:
         """Answers the frontend first: what follows from the worker must find it accepted."""
-        self._mailbox.send(_frontend(message), accepted)
-        if not self._mailbox.send(f"worker-{message.worker_id}", order):
+        self._mailbox.send(_frontend(message), to_frontend)
+        if not self._mailbox.send(f"worker-{message.worker_id}", to_worker):
             raise _WORKER_GONE
 
     def _fail(self, message: Command, error: RequestError) -> None:
@@ -193,7 +225,8 @@ class Tokenizer:
 def _frontend(command: Command) -> str:
     """The room that wants the answer."""
     match command:
-        case Tokenize(route=route) | Embed(route=route):
+        case Tokenize() | Embed() | Transcribe():
+            route = command.route
             return f"frontend-{route.frontend_id}"
         case Encode(frontend_id=frontend_id) | Decode(frontend_id=frontend_id):
             return f"frontend-{frontend_id}"
@@ -210,7 +243,8 @@ def run(config: TokenizerConfig, mailbox: Mailbox) -> None:
     """Loads the tokenizer, says that it is ready, and serves until the launcher says stop."""
     reads_for_encoder = has_encoder(config.model)
     tokenizer = load_tokenizer(config, JOINED_CONTENTS if reads_for_encoder else None)
+    listener = load_listener(config, tokenizer)
     publish_vocabulary(tokenizer, vocabulary_path(config.identity.run_directory))
     mailbox.report_ready()
     encoder = PromptEncoder(tokenizer, frames_chats=reads_for_encoder)
-    Tokenizer(mailbox, encoder, find_thoughts(tokenizer)).run()
+    Tokenizer(mailbox, encoder, find_thoughts(tokenizer), listener).run()

@@ -11,24 +11,14 @@ from typing import Any
 
 import torch
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
-from gpu_worker.slot_cache import SlotCache, SlotGeometry
+from gpu_worker.slot_cache import SLOT_ATTENTION, SlotCache, SlotGeometry
 from gpu_worker.upload import upload, within
 from scheduler.plan import Admission
-
-ATTENTION = "slots"
-
-# Without a mask function of the same name, transformers would drop every mask in silence.
-AttentionInterface.register(ATTENTION, sdpa_attention_forward)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class T5:
@@ -40,7 +30,7 @@ class T5:
         self._cache = cache
         self._device = model.device
         self.vocab_size: int = model.config.vocab_size
-        model.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(SLOT_ATTENTION)
         # Stock code asks of the encoder's states only that there are some: they are projected.
         self._no_states = torch.zeros(1, 1, model.config.d_model, device=model.device)
         for layer in stock.decoder.block:

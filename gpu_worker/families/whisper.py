@@ -9,22 +9,14 @@ from typing import Any
 
 import torch
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from gpu_worker.slot_cache import SlotCache, SlotGeometry
+from gpu_worker.slot_cache import SLOT_ATTENTION, SlotCache, SlotGeometry
 from scheduler.plan import Admission
 
-ATTENTION = "windows"
 FRAMES_PER_POSITION = 2  # the encoder's second convolution takes every other frame
-
-AttentionInterface.register(ATTENTION, sdpa_attention_forward)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class Whisper:
@@ -38,7 +30,7 @@ class Whisper:
         self.vocab_size: int = model.config.vocab_size
         config = model.config
         self._shape = (config.num_mel_bins, FRAMES_PER_POSITION * config.max_source_positions)
-        model.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(SLOT_ATTENTION)
         # Stock code asks of the encoder's states only that there are some: they are projected.
         self._no_states = torch.zeros(1, 1, config.d_model, device=model.device, dtype=model.dtype)
 
@@ -86,6 +78,11 @@ class Whisper:
 def num_positions(config: PreTrainedConfig) -> int:
     """Positions that the encoder makes of a window."""
     return int(config.max_source_positions)
+
+
+def feature_bytes(config: PreTrainedConfig) -> int:
+    """Bytes of a window's features."""
+    return 4 * int(config.num_mel_bins) * FRAMES_PER_POSITION * num_positions(config)
 
 
 def geometry(model: PreTrainedModel) -> SlotGeometry:

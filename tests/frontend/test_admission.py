@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from frontend.admission import Admission, Limits, Pace, Waiting
+from frontend.entry import Entry
 from frontend.events import Failed
 from frontend.generation import Generation
-from frontend.ledger import Entry, Ledger
+from frontend.ledger import Ledger
 from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, Stop

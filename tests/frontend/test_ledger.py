@@ -14,8 +14,9 @@ from hypothesis.stateful import (
     rule,
 )
 
+from frontend.entry import LEGAL_TRANSITIONS, Abandoned, Entry, State
 from frontend.events import Aborted, Accepted, Event, Failed, Finished, TextAdded, TextFound
-from frontend.ledger import LEGAL_TRANSITIONS, Abandoned, Entry, Ledger, State
+from frontend.ledger import Ledger
 from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, TextProduced
