@@ -212,6 +212,51 @@ class EmbeddingList(Struct):
     usage: EmbeddingUsage
 
 
+# ── sound ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SegmentBody(Struct):
+    """A part of a transcript; `start` and `end` in seconds."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class DurationUsage(Struct):
+    """How much sound was put into words."""
+
+    type: Literal["duration"]
+    seconds: int
+
+
+class SpokenLogprob(Struct):
+    """How likely a token of the transcript was."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TranscriptBody(Struct, kw_only=True):
+    """A transcript; all but `text` and `usage` with `verbose_json` alone, or where asked for."""
+
+    text: str
+    usage: DurationUsage
+    task: Literal["transcribe", "translate"] | UnsetType = UNSET
+    language: str | UnsetType = UNSET
+    duration: float | UnsetType = UNSET
+    segments: list[SegmentBody] | UnsetType = UNSET
+    logprobs: list[SpokenLogprob] | UnsetType = UNSET
+
+
 # ── the tokenizer, and models ────────────────────────────────────────────────────────────────────
 
 

@@ -27,6 +27,8 @@ _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _HANDLERS: list[HTTPRouteHandler] = [
     routes.create_chat_completion,
     routes.create_completion,
+    routes.create_transcription,
+    routes.create_translation,
     routes.create_embeddings,
     routes.tokenize,
     routes.detokenize,

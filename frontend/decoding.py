@@ -50,17 +50,18 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in parsed.items() if value is not None}
 
 
-def convert(parsed: dict[str, Any], shape: type[_T]) -> _T:
+def convert(parsed: dict[str, Any], shape: type[_T], *, is_form: bool = False) -> _T:
     """Returns the request in this shape, or raises BadRequest naming the field.
 
-    A whole number is an integer however it is written: JSON does not tell 8.0 from 8.
+    A whole number is an integer however it is written: JSON does not tell 8.0 from 8. In a form
+    numbers and booleans are text.
     """
     try:
-        return msgspec.convert(parsed, shape)
+        return msgspec.convert(parsed, shape, strict=not is_form)
     except msgspec.ValidationError:
         parsed = {name: _with_integers(value, _INTEGER_LISTS) for name, value in parsed.items()}
     try:
-        return msgspec.convert(parsed, shape)
+        return msgspec.convert(parsed, shape, strict=not is_form)
     except msgspec.ValidationError as error:
         raise _bad_request(str(error), parsed, shape) from error
 

@@ -23,6 +23,7 @@ from frontend.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    SoundRequest,
     TokenizeRequest,
 )
 from shared.errors import BadRequest, ErrorCode
@@ -82,6 +83,21 @@ _OF_EMBEDDINGS: dict[str, tuple[Any, ...]] = {
     "truncate": (False,),
     # of models that read images
     "mm_processor_kwargs": ({},),
+}
+_OF_SOUND: dict[str, tuple[Any, ...]] = {
+    "keywords": (),
+    "languages": (),
+    "known_speaker_names": (),
+    "known_speaker_references": (),
+    # vLLM and others
+    "use_beam_search": ("false",),
+    "hotwords": ("",),
+    "vad_filter": ("false",),
+    "without_timestamps": ("false",),
+    "min_p": ("0",),
+    "frequency_penalty": ("0",),
+    "presence_penalty": ("0",),
+    "max_completion_tokens": (),
 }
 _OF_TOKENIZE: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
@@ -145,6 +161,7 @@ CHAT = Fields(
 )  # fmt: skip
 COMPLETION = Fields(CompletionRequest, _OF_ANY_ANSWER | _OF_COMPLETIONS)
 EMBEDDING = Fields(EmbeddingRequest, _OF_EMBEDDINGS)
+SOUND = Fields(SoundRequest, _OF_SOUND, _BOOKKEEPING | {"file"})
 TOKENIZE = Fields(TokenizeRequest, _OF_TOKENIZE)
 DETOKENIZE = Fields(DetokenizeRequest, {"skip_special_tokens": (False,)})  # SGLang's default: true
 

@@ -17,11 +17,13 @@ from frontend.combinations import COMBINATIONS
 from frontend.descriptions import FIELDS
 from frontend.fields import Fields
 from frontend.other_servers import OF_OTHER_SERVERS
+from frontend.schemas import SoundRequest
 from frontend.version import VERSION
 from shared.errors import FAILURES
 
 Json = dict[str, Any]
 
+_BODIES = {"body": "application/json", "form": "multipart/form-data"}  # as routes say it
 _REF = "#/components/schemas/{name}"
 _GET_STATUSES = frozenset({401, 404, 405, 431, 500, 503})
 _EXAMPLES: dict[str, Json] = {  # by the name of the body's struct
@@ -97,8 +99,9 @@ def _operation(handler: HTTPRouteHandler, method: str, path: str, *, is_locked: 
     }
     if is_locked:
         operation["security"] = [{"bearer": []}, {"header": []}]
-    if "body" in handler.opt:
-        operation["requestBody"] = _request_body(handler.opt["body"])
+    for kind, media_type in _BODIES.items():
+        if kind in handler.opt:
+            operation["requestBody"] = _request_body(handler.opt[kind], media_type)
     names = re.findall(r"{(\w+)", path)
     if names:
         operation["parameters"] = [
@@ -114,13 +117,13 @@ def _responses(handler: HTTPRouteHandler, is_locked: bool) -> Json:
     streams = "text/event-stream" in answers
     description = "The answer; of a stream each event but `[DONE]`." if streams else "The answer."
     answer = {"description": description, "content": content}
-    statuses = set(_statuses()) if "body" in handler.opt else set(_GET_STATUSES)
+    statuses = set(_statuses()) if _BODIES.keys() & handler.opt.keys() else set(_GET_STATUSES)
     statuses -= set() if is_locked else {401}
     errors = {str(s): {"$ref": f"#/components/responses/Error{s}"} for s in sorted(statuses)}
     return {"200": answer, **errors}
 
 
-def _request_body(fields: Fields) -> Json:
+def _request_body(fields: Fields, media_type: str) -> Json:
     name = fields.shape.__name__
     content: Json = {"schema": _ref(fields.shape)}
     if name in _EXAMPLES:
@@ -134,7 +137,7 @@ def _request_body(fields: Fields) -> Json:
         f"Refused with other values than these: {neutral or 'none'}.\n\n"
         "A field of any other name is accepted, and named in the X-Ignored-Fields header."
     )
-    body = {"application/json": content}
+    body = {media_type: content}
     return {"required": True, "description": description, "content": body}
 
 
@@ -143,7 +146,7 @@ def _ref(shape: type[Struct]) -> Json:
 
 
 def _schemas(handlers: Sequence[HTTPRouteHandler], max_choices: int) -> Json:
-    bodies: list[Fields] = [handler.opt["body"] for handler in handlers if "body" in handler.opt]
+    bodies: list[Fields] = [h.opt[kind] for h in handlers for kind in _BODIES if kind in h.opt]
     answers = [shape for h in handlers for shape in h.opt.get("answers", {}).values() if shape]
     shapes: list[type[Struct]] = [*(fields.shape for fields in bodies), *answers, ErrorBody]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=_REF)
@@ -151,7 +154,14 @@ def _schemas(handlers: Sequence[HTTPRouteHandler], max_choices: int) -> Json:
         schemas[name]["allOf"] = [*rules]
     for fields in bodies:
         _complete(schemas[fields.shape.__name__], fields, max_choices)
+    _add_file(schemas[SoundRequest.__name__])
     return schemas
+
+
+def _add_file(schema: Json) -> None:
+    """What a form has beside its fields."""
+    schema["properties"]["file"] = {"type": "string", "format": "binary"}
+    schema["required"] = [*schema.get("required", ()), "file"]
 
 
 def _complete(schema: Json, fields: Fields, max_choices: int) -> None:

@@ -19,14 +19,20 @@ from frontend.answers import (
     ModelList,
     Text,
     Tokens,
+    TranscriptBody,
 )
 from frontend.delivery import Delivery
 from frontend.embedding import EmbeddingDelivery
 from frontend.events import TextFound, TokensFound
+from frontend.forms import parse_form
 from frontend.lookup import LookupDelivery
 from frontend.service import ApiRequest, Service, service_of
+from frontend.sound_delivery import SoundDelivery
+from frontend.sound_fields import TRANSCRIBE, TRANSLATE, sound
 from frontend.translate import Ask, Rules
 from shared.errors import ErrorCode, RequestError
+
+MAX_SOUND_BYTES = 25 * 1024 * 1024 + 64 * 1024  # a file of 25 MiB (OpenAI), and what is around it
 
 
 @post(
@@ -49,6 +55,30 @@ async def create_chat_completion(request: ApiRequest) -> ASGIApp:
 async def create_completion(request: ApiRequest) -> ASGIApp:
     """Continues one or several texts, whole or as a stream."""
     return await _delivery(request, translate.completion)
+
+
+@post(
+    ["/v1/audio/transcriptions", "/audio/transcriptions"],
+    status_code=200,
+    request_max_body_size=MAX_SOUND_BYTES,
+    form=fields.SOUND,
+    answers={"application/json": TranscriptBody, "text/plain": None, "text/event-stream": None},
+)
+async def create_transcription(request: ApiRequest) -> ASGIApp:
+    """Puts a sound into words, whole or as a stream."""
+    return await _sound_delivery(request, TRANSCRIBE)
+
+
+@post(
+    ["/v1/audio/translations", "/audio/translations"],
+    status_code=200,
+    request_max_body_size=MAX_SOUND_BYTES,
+    form=fields.SOUND,
+    answers={"application/json": TranscriptBody, "text/plain": None, "text/event-stream": None},
+)
+async def create_translation(request: ApiRequest) -> ASGIApp:
+    """Puts a sound into English words, whole or as a stream."""
+    return await _sound_delivery(request, TRANSLATE)
 
 
 @post(
@@ -140,6 +170,17 @@ async def _delivery(
     ask = translated(await request.body(), service.rules(), seed, request.auth)
     config = service.config
     return Delivery(service.engine, ask, service.model.name, config.write_timeout)
+
+
+async def _sound_delivery(request: ApiRequest, task: str) -> ASGIApp:
+    service = service_of(request)
+    service.engine.check_door()
+    if not service.hears:
+        sentence = "This model puts no sound into words."
+        raise RequestError(ErrorCode.MODEL_NOT_FOUND, sentence, "model")
+    form = parse_form(await request.body(), request.headers.get("content-type", ""))
+    ask = sound(form, service.model, task, secrets.randbits(63))
+    return SoundDelivery(service.engine, ask, service.config.write_timeout)
 
 
 def _service_for_answers(request: ApiRequest) -> Service:

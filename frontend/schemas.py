@@ -198,6 +198,26 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARACTERS)] | None = None
 
 
+class SoundRequest(Struct, frozen=True, kw_only=True):
+    """The form of POST /v1/audio/transcriptions and translations, but for `file`."""
+
+    model: str | None = None
+    language: str | None = None
+    prompt: str = ""
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 0.0
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1)] = 0
+    repetition_penalty: Annotated[
+        float, Meta(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)
+    ] = 1.0
+    seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
+    stream: bool = False
+    timestamp_granularities: list[Literal["segment", "word"]] = []
+    include: list[Literal["logprobs"]] = []
+    chunking_strategy: str | None = None
+
+
 class TokenizeRequest(Struct, frozen=True, kw_only=True):
     """The body of POST /tokenize; exactly one of the first three."""
 

@@ -30,6 +30,12 @@ class Service:
         config = self.config
         return min(config.max_n, config.max_concurrent)
 
+    @property
+    def hears(self) -> bool:
+        """True for a model that puts sound into words, and answers no text."""
+        facts = self.engine.model()
+        return facts is not None and facts.hears
+
     def rules(self) -> Rules:
         """What requests are translated by, now."""
         config, facts = self.config, self.engine.model()

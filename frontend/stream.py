@@ -16,7 +16,7 @@ from frontend.shapes import Answer, Shape
 
 MEDIA_TYPE = "text/event-stream; charset=utf-8"
 KEEP_ALIVE = b": keep-alive\n\n"
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 _MARK = "\0"  # stands for a text
 
 
@@ -56,7 +56,7 @@ class AnswerStream:
                 case Finished():
                     after = self._ending(event)
                 case Failed(error):
-                    after = _sse(error_object(error)) + _DONE
+                    after = sse(error_object(error)) + DONE
                 case _:
                     raise ValueError(f"{event} has no chunk")
         self.is_over = bool(after)
@@ -89,20 +89,21 @@ class AnswerStream:
 
     def _ending(self, finished: Finished) -> bytes:
         if not self._include_usage:
-            return _DONE
+            return DONE
         cost = usage(self._accepted, finished)
-        return _sse(self._envelope | {"choices": [], "usage": cost}) + _DONE
+        return sse(self._envelope | {"choices": [], "usage": cost}) + DONE
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         chunk = self._envelope | {"choices": [choice]}
         if self._include_usage:
             chunk["usage"] = None
-        return _sse(chunk)
+        return sse(chunk)
 
 
 def _is_plain(event: TextAdded) -> bool:
     return not (event.tokens or event.thoughts or event.finish_reason)
 
 
-def _sse(body: dict[str, Any]) -> bytes:
+def sse(body: dict[str, Any]) -> bytes:
+    """One event."""
     return b"data: " + orjson.dumps(body) + b"\n\n"

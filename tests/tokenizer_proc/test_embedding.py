@@ -30,9 +30,10 @@ def ids(*token_ids: int, truncate_to: int | None = None) -> Prompt:
 def pool(*inputs: Prompt, model: ModelFacts = DECODER, dimensions: int | None = None) -> Pool:
     message = Embed("e", ROUTE, 0, inputs, dimensions, "salt")
     encoding = InputEncoder(message, BYTES, model)
-    while not encoding.encode_some():
-        pass
-    accepted, order = encoding.result()
+    found = None
+    while found is None:
+        found = encoding.go_on()
+    accepted, order = found
     assert accepted.prompt_tokens == sum(map(len, order.inputs))
     assert (order.request_id, order.route, order.cache_salt) == ("e", ROUTE, "salt")
     return order
@@ -94,8 +95,8 @@ def test_many_texts_are_encoded_some_at_a_time() -> None:
     model = replace(DECODER, max_model_len=SLICE_CHARACTERS)
     texts = tuple(text("a" * (SLICE_CHARACTERS // 2)) for _ in range(5))
     inputs = InputEncoder(Embed("e", ROUTE, 0, texts, None, ""), BYTES, model)
-    assert [inputs.encode_some() for _ in range(3)] == [False, False, True]
-    assert len(inputs.result()[1].inputs) == 5
+    assert [inputs.go_on() is None for _ in range(3)] == [True, True, False]
+    assert inputs.is_over
 
 
 def test_no_more_tokens_than_openai_takes() -> None:

@@ -202,10 +202,10 @@ def test_inputs_that_nobody_wants_any_more_are_dropped() -> None:
     mailbox.peers["worker-0"] = Peer("worker-0", 1, "ipc:///nowhere/worker-0", True, EMBEDDER)
     tokenizer = Tokenizer(mailbox, ENCODER)
     tokenizer._handle(embed("many", 1000))
-    tokenizer._encode_some_inputs()
+    tokenizer._take_a_turn()
     assert mailbox.of_type(CreditGranted) == []
     tokenizer._handle(Abort("many"))
-    tokenizer._encode_some_inputs()
+    tokenizer._take_a_turn()
     assert [grant.count for grant in mailbox.of_type(CreditGranted)] == [1]
     assert mailbox.of_type(PromptAccepted) == []
 

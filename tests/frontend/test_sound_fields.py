@@ -1,0 +1,154 @@
+"""A form with a sound becomes a request, or a sentence that names the field."""
+
+from typing import Any
+
+import pytest
+
+from frontend.forms import MAX_FIELD_BYTES, MAX_PARTS, Form, parse_form
+from frontend.sound_fields import TRANSCRIBE, TRANSLATE, SoundAsk, sound
+from shared.errors import BadRequest, ErrorCode, RequestError
+from shared.parts import TranscriptOptions
+from tests.frontend.test_translate import MODEL
+
+FORM = "multipart/form-data; boundary=xyz"
+
+
+def ask(task: str = TRANSCRIBE, **fields: Any) -> SoundAsk:
+    values = {name: v if isinstance(v, list) else [v] for name, v in fields.items()}
+    return sound(Form(values, {"file": b"RIFF"}), MODEL, task, random_seed=5)
+
+
+def test_what_is_left_out_is_openais_default() -> None:
+    found = ask()
+    assert found.wanted.audio == b"RIFF"
+    assert found.wanted.options == TranscriptOptions()
+    assert (found.wanted.sampling.temperature, found.wanted.sampling.seed) == (0.0, 5)
+    assert (found.response_format, found.stream, found.has_logprobs) == ("json", False, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "value"),
+    [
+        ({"language": "EN"}, "wanted.options.language", "EN"),
+        ({"language": ""}, "wanted.options.language", None),
+        ({"language": "null"}, "wanted.options.language", None),
+        ({"prompt": "Names: Zoë"}, "wanted.options.prompt", "Names: Zoë"),
+        ({"temperature": "0.4"}, "wanted.sampling.temperature", 0.4),
+        ({"top_k": "50"}, "wanted.sampling.top_k", 50),
+        ({"top_p": "0.9"}, "wanted.sampling.top_p", 0.9),
+        ({"repetition_penalty": "1.2"}, "wanted.sampling.repetition_penalty", 1.2),
+        ({"seed": "11"}, "wanted.sampling.seed", 11),
+        ({"stream": "true"}, "stream", True),
+        ({"stream": "1"}, "stream", True),
+        ({"response_format": "srt"}, "response_format", "srt"),
+        ({"include[]": ["logprobs"]}, "has_logprobs", True),
+        ({"chunking_strategy": "auto"}, "wanted.options.task", "transcribe"),
+        (
+            {"response_format": "verbose_json", "timestamp_granularities[]": ["segment"]},
+            "response_format",
+            "verbose_json",
+        ),
+        ({"foo": "1", "user": "u"}, "ignored_fields", "foo"),
+    ],
+)
+def test_fields_are_obeyed(fields: dict[str, Any], path: str, value: object) -> None:
+    found: Any = ask(**fields)
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_a_translation_takes_no_language_from_the_caller() -> None:
+    found = ask(TRANSLATE, language="fr")
+    assert found.wanted.options == TranscriptOptions(task="translate")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": "xml"}, "response_format"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": "-1"}, "temperature"),
+        ({"stream": "maybe"}, "stream"),
+        ({"timestamp_granularities[]": ["word"], "response_format": "verbose_json"},
+         "timestamp_granularities"),
+        ({"timestamp_granularities": ["segment"]}, "timestamp_granularities"),
+        ({"timestamp_granularities[]": ["line"]}, "timestamp_granularities[0]"),
+        ({"include[]": ["logprobs"], "response_format": "text"}, "include"),
+        ({"chunking_strategy": '{"type": "server_vad"}'}, "chunking_strategy"),
+        ({"stream": "true", "response_format": "verbose_json"}, "response_format"),
+        ({"keywords": "a"}, "keywords"),
+        ({"model": "other"}, "model"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_obeyed_is_refused_by_its_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        ask(**fields)
+    assert str(caught.value.param).startswith(param.partition("[")[0])
+
+
+def part(name: str, content: bytes, filename: str | None = None) -> bytes:
+    tail = "" if filename is None else f'; filename="{filename}"'
+    head = f'--xyz\r\nContent-Disposition: form-data; name="{name}"{tail}\r\n\r\n'
+    return head.encode() + content + b"\r\n"
+
+
+def body(*parts: bytes) -> bytes:
+    return b"".join(parts) + b"--xyz--\r\n"
+
+
+def test_a_form_has_fields_and_files() -> None:
+    data = bytes(range(256)) * 10
+    form = parse_form(
+        body(
+            part("model", b"whisper"),
+            part("timestamp_granularities[]", b"segment"),
+            part("timestamp_granularities[]", b"word"),
+            part("file", data, "blob"),
+            part("prompt", "Zoë".encode()),
+        ),
+        FORM,
+    )
+    assert form.fields == {
+        "model": ["whisper"],
+        "timestamp_granularities[]": ["segment", "word"],
+        "prompt": ["Zoë"],
+    }
+    assert form.files == {"file": data}
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "code"),
+    [
+        (b"{}", "application/json", ErrorCode.MEDIA_TYPE),
+        (b"", "", ErrorCode.MEDIA_TYPE),
+        (b"x", "multipart/form-data", ErrorCode.MEDIA_TYPE),
+        (b"nonsense", FORM, ErrorCode.INVALID_VALUE),
+        (b"", FORM, ErrorCode.INVALID_VALUE),
+        (body(part("file", b"x", "a"))[:-10], FORM, ErrorCode.INVALID_VALUE),
+        (body(*[part(f"f{n}", b"x") for n in range(MAX_PARTS + 1)]), FORM, ErrorCode.INVALID_VALUE),
+        (body(part("prompt", b"x" * (MAX_FIELD_BYTES + 1))), FORM, ErrorCode.INVALID_VALUE),
+        (body(part("prompt", b"\xff\xfe")), FORM, ErrorCode.INVALID_VALUE),
+        (b"--" + b"y" * 10_000, "multipart/form-data; boundary=" + "y" * 10_000,
+         ErrorCode.INVALID_VALUE),
+    ],
+)  # fmt: skip
+def test_what_is_no_form_is_refused(data: bytes, content_type: str, code: ErrorCode) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_form(data, content_type)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (Form({}, {}), "Missing required parameter: 'file'"),
+        (Form({"file": ["RIFF"]}, {}), "must be a file"),
+        (Form({}, {"file": b""}), "is empty"),
+        (Form({}, {"sound": b"x"}), "Missing"),
+    ],
+)
+def test_a_sound_must_be_a_file(form: Form, words: str) -> None:
+    with pytest.raises(BadRequest, match=words) as caught:
+        sound(form, MODEL, TRANSCRIBE, 1)
+    assert caught.value.param == "file"
