@@ -71,7 +71,7 @@ def _section(document: Json, name: str, operation: Json) -> Iterator[str]:
 
 
 def _body(document: Json, body: Json) -> Iterator[str]:
-    content = body["content"]["application/json"]
+    (content,) = body["content"].values()
     if "example" in content:
         example = msgspec.json.format(msgspec.json.encode(content["example"])).decode()
         yield f"<pre>{html.escape(example)}</pre>"

@@ -78,7 +78,8 @@ def load(config: WorkerConfig, report: Callable[[str], None] = _say_nothing) -> 
     refuse_unsupported(model_config)
     model_class = choose_class(config.model_type, model_config)
     has_encoder = model_config.is_encoder_decoder
-    for flag in lengths_without_effect(config, has_encoder=has_encoder):
+    hears = model_config.model_type == "whisper"
+    for flag in lengths_without_effect(config, has_encoder=has_encoder, hears=hears):
         logger.warning("%s has no effect: %s", flag, LENGTHS_ARE_FOR)
     if not has_encoder:
         wanted_context(config, longest_context(model_config, config.model.max_model_len))

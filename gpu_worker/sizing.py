@@ -18,7 +18,7 @@ from shared.sampling import MAX_LOGPROBS, SamplingParams
 GPU_FRACTION = 0.9  # of the free memory, unless a flag says otherwise
 CPU_FRACTION = 0.5  # the machine has other work, and weights may be read again
 LENGTHS_ARE_FOR = (
-    "lengths of the cache are for --static-cache, and an encoder's for encoder-decoders"
+    "lengths of the cache are for --static-cache, and an encoder's for encoder-decoders of text"
 )
 _MIB = 2**20
 _TOP_K = 2000  # of the probe: too many to look at the best few, so the whole vocabulary is cut
@@ -88,12 +88,14 @@ def wanted_context(config: WorkerConfig, longest_context: int) -> int:
     return asked or longest_context
 
 
-def lengths_without_effect(config: WorkerConfig, *, has_encoder: bool) -> list[str]:
+def lengths_without_effect(
+    config: WorkerConfig, *, has_encoder: bool, hears: bool = False
+) -> list[str]:
     """The flags of lengths that were set and that this cache does not follow."""
     unused = {
-        "max_encoder_len": config.static_cache or not has_encoder,
-        "static_cache_encoder_max_length": not (config.static_cache and has_encoder),
-        "static_cache_decoder_max_length": not config.static_cache,
+        "max_encoder_len": config.static_cache or not has_encoder or hears,
+        "static_cache_encoder_max_length": not (config.static_cache and has_encoder) or hears,
+        "static_cache_decoder_max_length": not config.static_cache or hears,
     }
     defaults = WorkerConfig()
     return [

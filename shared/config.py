@@ -230,7 +230,7 @@ class WorkerConfig:
     )
     serving_type: str = flag(
         "",
-        "what the checkpoint must be for; only chat is served yet",
+        "what the checkpoint must be for: text, or sound",
         choices=("chat", "whisper"),
         unset="by the checkpoint",
     )

@@ -118,6 +118,10 @@ ROWS = {
     "public_metrics": Row(
         "true", (APP,), "frontend/test_keys_over_http.py::test_metrics_may_be_public"
     ),
+    "max_audio_seconds": Row(
+        "7", ("tokenizer_proc/loading.py",),
+        "e2e/test_transcriptions.py::test_what_cannot_be_heard_is_refused"
+    ),
     "max_concurrent": Row(
         "7", (SERVER, LOADED), "frontend/test_service_over_http.py::test_too_many"
     ),

@@ -98,13 +98,13 @@ def test_a_flag_that_contradicts_the_checkpoint_is_refused(
     assert all(part in sentence for part in (*named, repr(model_type)))
 
 
-@pytest.mark.parametrize("model_type", ["bart", "whisper"])
+@pytest.mark.parametrize("model_type", ["bart", "speech_to_text"])
 def test_other_encoder_decoders_are_refused_though_flags_agree(
     model_type: str, tmp_path: Path
 ) -> None:
     config_of(model_type).save_pretrained(tmp_path)
     sentence = refusal(tmp_path, architecture_type="encoder-decoder")
-    assert "of encoder-decoders only mt5, t5, umt5 are served" in sentence
+    assert "of encoder-decoders only mt5, t5, umt5, whisper are served" in sentence
 
 
 @pytest.mark.parametrize(

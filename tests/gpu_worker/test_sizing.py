@@ -220,3 +220,13 @@ def test_lengths_that_were_set_for_nothing_are_named(
     others = [] if is_used else ["--max-encoder-len"]
     assert lengths_without_effect(lengthened, has_encoder=has_encoder) == others + names
     assert lengths_without_effect(WorkerConfig(), has_encoder=has_encoder) == []
+
+
+def test_a_model_of_sound_has_lengths_of_its_own() -> None:
+    config = WorkerConfig(
+        static_cache=True,
+        max_encoder_len=100,
+        static_cache_encoder_max_length=100,
+        static_cache_decoder_max_length=100,
+    )
+    assert len(lengths_without_effect(config, has_encoder=True, hears=True)) == 3

@@ -167,7 +167,7 @@ def test_a_scored_prompt_is_its_tokens(text: str) -> None:
     tokens = score_prompt(start(scored_token_ids=ids), scores, VOCABULARY, TEXTS)
     assert "".join(token.text for token in tokens) == text
     assert bytes(octet for token in tokens for octet in token.octets) == text.encode()
-    assert tokens[0] == ScoredToken(tokens[0].text, tokens[0].octets, None, ())
+    assert tokens[0] == ScoredToken(tokens[0].text, tokens[0].octets, None, (), ids[0])
     assert all(token.logprob == -0.5 for token in tokens[1:])
 
 
