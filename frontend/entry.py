@@ -43,6 +43,7 @@ class Abandoned:
 class Row(Struct, gc=False):
     """One answer's part of a `TextProduced`."""
 
+    name: str  # of the request, as the rooms behind call it
     worker: Life
     seq: int
     added: TextAdded

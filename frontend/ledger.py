@@ -215,14 +215,14 @@ class Ledger:
         return self._abandon(list(self._entries.values()), error)
 
     def _take_rows(self, rows: Iterable[tuple[str, Row]]) -> list[Abandoned]:
-        abandoned: dict[str, Abandoned] = {}  # by request: each is told once
+        abandoned: dict[str, Abandoned] = {}  # by name: each is told once
         for request_id, row in rows:
             entry = self._entries.get(request_id)
             if entry is not None:
                 for orphan in self._take_row(entry, row):
-                    abandoned[request_id] = orphan
+                    abandoned[orphan.request_id] = orphan
             elif row.end is None:
-                abandoned.setdefault(request_id, Abandoned(request_id, (row.worker.room,)))
+                abandoned.setdefault(row.name, Abandoned(row.name, (row.worker.room,)))
         return list(abandoned.values())
 
     def _take_row(self, entry: Entry, row: Row) -> Sequence[Abandoned]:
@@ -295,4 +295,4 @@ def _rows(produced: TextProduced) -> Iterator[tuple[str, Row]]:
         choice = number + window  # a window is one answer
         added = TextAdded(choice, text, num_tokens, reason, stop_reason, tokens, thoughts)
         prompt = prompts.pop(name, ()) if prompts else ()
-        yield request_id, Row(worker, seq, added, prompt, end)
+        yield request_id, Row(name, worker, seq, added, prompt, end)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.intake import IntakeLimits, to_sequence
+from gpu_worker.intake import EncoderLimits, IntakeLimits, to_sequence, to_window
 from scheduler.sequence import State
 from shared.errors import ErrorCode, RequestError
-from shared.messages import Generate
+from shared.messages import Generate, Listen
 from shared.parts import TextOptions, TextStart
-from shared.sampling import MAX_PROMPT_LOGPROBS, SamplingParams
+from shared.sampling import MAX_PROMPT_LOGPROBS, SamplingParams, TranscriptRules
 from tests.builders import ROUTE
 
 LIMITS = IntakeLimits(max_model_len=10, vocab_size=100, end_token_ids=frozenset({1, 2}))
@@ -179,3 +179,51 @@ def test_what_could_harm_a_step_is_refused(changes: dict[str, Any], reason: str)
     with pytest.raises(RequestError, match=reason) as caught:
         to_sequence(replace(GENERATE, **changes), LIMITS)
     assert caught.value.code is ErrorCode.INTERNAL
+
+
+# ── windows of sound ─────────────────────────────────────────────────────────────────────────────
+
+HEARING = replace(LIMITS, max_model_len=20, encoder=EncoderLimits(5, (), num_feature_bytes=8))
+RULES = TranscriptRules(heads=((3, 4), (5,)), end_token_id=1, suppressed=(7,), no_speech_id=8)
+HEARD = SamplingParams(seed=5, temperature=0.0, transcript=RULES)
+LISTEN = Listen("s#0", (2,), 20, HEARD, TextStart("s#0", ROUTE, (), TextOptions()), bytes(8))
+
+
+def test_a_window_becomes_a_sequence_that_ends_by_its_rules() -> None:
+    sequence = to_window(LISTEN, HEARING)
+    assert (sequence.request_id, sequence.token_ids) == ("s#0", [2])
+    assert sequence.end_token_ids == {1}
+    assert sequence.encoder_input.num_positions == 5
+    assert sequence.encoder_input.features == bytes(8)
+    assert sequence.max_computed == 20
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": b""},
+        {"features": bytes(12)},
+        {"prompt_token_ids": ()},
+        {"max_tokens": 0},
+        {"max_tokens": 21},
+        {"prompt_token_ids": (100,)},
+        {"prompt_token_ids": (-1,)},
+        {"sampling": replace(HEARD, transcript=None)},
+        {"sampling": replace(HEARD, transcript=replace(RULES, heads=((100,),)))},
+        {"sampling": replace(HEARD, transcript=replace(RULES, suppressed=(-2,)))},
+        {"sampling": replace(HEARD, transcript=replace(RULES, first_time_id=101))},
+        {"sampling": replace(HEARD, temperature=float("nan"))},
+        {"sampling": replace(HEARD, num_prompt_logprobs=1)},
+    ],
+)
+def test_no_window_that_would_break_a_step_comes_in(changes: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        to_window(replace(LISTEN, **changes), HEARING)
+    assert caught.value.code == ErrorCode.INTERNAL
+
+
+def test_a_model_of_text_hears_nothing_and_one_of_sound_reads_nothing() -> None:
+    with pytest.raises(RequestError, match="bytes of sound"):
+        to_window(LISTEN, LIMITS)
+    with pytest.raises(RequestError, match="/v1/audio/transcriptions"):
+        to_sequence(GENERATE, HEARING)
