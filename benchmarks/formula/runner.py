@@ -1,5 +1,6 @@
 """Executes plans by the formula, over a paged cache that holds a state where a model holds keys."""
 
+import math
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -9,6 +10,14 @@ from benchmarks.formula.scores import Likelihoods
 from scheduler.plan import Chunk, StepPlan, StepResult, TokenScore
 
 NOTHING: frozenset[int] = frozenset()
+VECTOR_SIZE = 4
+
+
+def vector(state: int) -> bytes:
+    """Numbers of length 1 that tell states apart."""
+    parts = [((state >> 16 * n) & 0xFFFF) + 1.0 for n in range(VECTOR_SIZE)]
+    length = math.hypot(*parts)
+    return array("f", [part / length for part in parts]).tobytes()
 
 
 class FormulaRunner:
@@ -65,7 +74,13 @@ class FormulaRunner:
         if any(self._num_told[chunk.row][0] is not None for chunk, _ in ends):
             scores = [self._score(*end, token) for end, token in zip(ends, sampled, strict=True)]
         targets = [score for chunk in plan.chunks for score in self._prompt_scores(chunk)]
-        return StepResult(tuple(sampled), scores=tuple(scores), prompt_scores=tuple(targets))
+        pooled = zip(plan.chunks, states, strict=True)
+        return StepResult(
+            tuple(sampled),
+            scores=tuple(scores),
+            prompt_scores=tuple(targets),
+            vectors=tuple(vector(state) for chunk, state in pooled if chunk.pools),
+        )
 
     def _score(self, chunk: Chunk, state: int, token_id: int) -> TokenScore | None:
         num_told = self._num_told[chunk.row][0]

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Vocabulary
 from benchmarks.formula.alphabet import alphabet
 from benchmarks.formula.formula import Formula
 from benchmarks.formula.records import WorkerRecord, write_record
-from benchmarks.formula.runner import FormulaRunner
+from benchmarks.formula.runner import VECTOR_SIZE, FormulaRunner
 from benchmarks.formula.scores import Likelihoods
 from benchmarks.formula.settings import FormulaSettings, load_settings
 from gpu_worker.intake import IntakeLimits
@@ -20,7 +20,7 @@ from gpu_worker.worker import Worker
 from scheduler.scheduler import Scheduler
 from shared.config import WorkerConfig
 from shared.mailbox import Mailbox
-from shared.parts import ModelFacts
+from shared.parts import EmbeddingFacts, ModelFacts
 
 MAX_MODEL_LEN = 4096  # unless the flags say otherwise
 BLOCKS_PER_ROW = MAX_MODEL_LEN // BLOCK_SIZE
@@ -34,7 +34,10 @@ def run(config: WorkerConfig, mailbox: Mailbox, around: Around = lambda runner: 
     record = WorkerRecord()
     worker = make_worker(config, settings, mailbox, record, around)
     vocab_size = _vocabulary(config).get_vocab_size()
-    mailbox.report_ready(ModelFacts(_max_model_len(config), vocab_size, {}, {}))
+    facts = ModelFacts(
+        _max_model_len(config), vocab_size, {}, {}, embeddings=EmbeddingFacts(VECTOR_SIZE)
+    )
+    mailbox.report_ready(facts)
     worker.run()
     write_record(settings.record, record)
 
@@ -68,6 +71,7 @@ def make_worker(
         max_model_len=_max_model_len(config),
         vocab_size=vocabulary.get_vocab_size(),
         end_token_ids=frozenset({end_token_id}),
+        embedding_size=VECTOR_SIZE,
     )
     return Worker(
         mailbox,

@@ -16,7 +16,7 @@ class Operation:
         operation = document["paths"][path][method]
         components = {"components": document["components"]}
         described = operation.get("requestBody", {"content": {"application/json": {"schema": {}}}})
-        self._request = _validator(described["content"], components)["application/json"]
+        (self._request,) = _validator(described["content"], components).values()
         self._answers = _validator(
             closed(operation["responses"]["200"]["content"]), closed(components)
         )
