@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_worker.intake import EncoderLimits, IntakeLimits
+from gpu_worker.pooling import POOLS_LAST
 from gpu_worker.runner import Runner
 from scheduler.scheduler import Scheduler
 from shared.config import WorkerConfig
-from shared.parts import EmbeddingFacts
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class LoadedModel:
     end_token_ids: frozenset[int]
     rope_class: Callable[[int], str]  # prompts whose lengths' classes differ share no cached keys
     details: dict[str, str]  # for people: see `ModelFacts`
-    embeddings: EmbeddingFacts
+    state_size: int = 0  # numbers of a vector of a text; 0: none are made
+    pooling: str = POOLS_LAST  # how they are
     encoder: EncoderLimits | None = None
 
     @property
@@ -46,7 +47,7 @@ class LoadedModel:
             end_token_ids=self.end_token_ids,
             rope_class=self.rope_class,
             encoder=self.encoder,
-            embedding_size=self.embeddings.size,
+            embedding_size=self.state_size,
         )
 
     def scheduler(self, config: WorkerConfig) -> Scheduler:

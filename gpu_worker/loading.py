@@ -37,7 +37,6 @@ from gpu_worker.loaded import Cache, LoadedModel
 from gpu_worker.model_class import choose_class, is_stock
 from gpu_worker.packed_linear import pack_linears
 from gpu_worker.paged_attention import ATTENTION, unbind
-from gpu_worker.pooling import POOLS_LAST, embedding_facts
 from gpu_worker.probe import ModelUse, probe
 from gpu_worker.rope import SequenceAngles
 from gpu_worker.self_check import SelfCheck
@@ -132,7 +131,7 @@ def serve(
         end_token_ids=_end_token_ids(model),
         rope_class=angles.prefix_class,
         details=_details(model, causal_lm, size, config),
-        embeddings=embedding_facts(use.state_size, config.model.path, POOLS_LAST),
+        state_size=use.state_size,
     )
 
 

@@ -32,7 +32,7 @@ _MODULES = ("Transformer", "Pooling", "Normalize")  # what we do as they do
 def embedding_facts(size: int, path: str, mode: str) -> EmbeddingFacts:
     """The vectors of a checkpoint whose states have this size, pooled in this mode; or why none."""
     if not size:
-        return EmbeddingFacts(0, "This model makes no embeddings: its states cannot be read.")
+        return EmbeddingFacts(0, "This model makes no embeddings: it shows no states of texts.")
     try:
         refusal = _refusal(path, mode)
     except (ValueError, TypeError, AttributeError):  # any JSON, but not what it should be

@@ -12,18 +12,16 @@ from gpu_worker.intake import EncoderLimits
 from gpu_worker.loaded import Cache, LoadedModel
 from gpu_worker.memory import free_bytes
 from gpu_worker.packed_linear import pack_linears
-from gpu_worker.pooling import POOLS_MEAN, embedding_facts
+from gpu_worker.pooling import POOLS_MEAN
 from gpu_worker.sizing import CPU_FRACTION, GPU_FRACTION
 from gpu_worker.slot_cache import SlotCache, SlotGeometry
 from gpu_worker.transcription import Transcripts
 from shared.config import WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
-from shared.parts import EmbeddingFacts
 
 logger = logging.getLogger(__name__)
 
 _MIB = 2**20
-_NO_EMBEDDINGS = EmbeddingFacts(0, "This model makes no embeddings: it puts sound into words.")
 
 MakeAdapter = Callable[[PreTrainedModel, SlotCache], Adapter]
 
@@ -70,9 +68,8 @@ def serve_slots(
             "kv_cache": reason,
             "num_rows": str(num_slots),
         },
-        embeddings=_NO_EMBEDDINGS
-        if hears
-        else embedding_facts(int(model.config.hidden_size), config.model.path, POOLS_MEAN),
+        state_size=0 if hears else int(model.config.hidden_size),
+        pooling=POOLS_MEAN,
         encoder=encoder,
     )
 

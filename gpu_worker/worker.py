@@ -15,6 +15,7 @@ from gpu_worker.intake import IntakeLimits, to_pooled, to_sequences, to_window
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import load
 from gpu_worker.pooled_requests import PooledRequests
+from gpu_worker.pooling import embedding_facts
 from gpu_worker.profiling import profiled
 from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.reporting import IDLE_INTERVAL_SECONDS, LoadReporter
@@ -307,6 +308,6 @@ def _facts(loaded: LoadedModel, config: WorkerConfig) -> ModelFacts:
         defaults,
         loaded.details,
         loaded.encoder.max_encoder_len if loaded.encoder else 0,
-        loaded.embeddings,
+        embedding_facts(loaded.state_size, config.model.path, loaded.pooling),
         loaded.encoder is not None and loaded.encoder.num_feature_bytes > 0,
     )

@@ -1,7 +1,6 @@
 """Vectors are those of stock code, whatever shares the step; a checkpoint's own way is kept to."""
 
 import copy
-import dataclasses
 import json
 from array import array
 from pathlib import Path
@@ -26,9 +25,7 @@ from gpu_worker.runner import Runner
 from scheduler.plan import NO_INPUT, EncoderInput
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence, State
-from shared.config import ModelConfig, WorkerConfig
 from tests.builders import GREEDY, make_model
-from tests.e2e.models import DEMO_DIRECTORY
 from tests.gpu_worker.encoder_decoders import MODELS, START, difference, make_t5, requests, served
 from tests.gpu_worker.engine import BUDGET, NUM_ROWS, PLAIN_TORCH, SETTINGS, Request
 from tests.gpu_worker.engine import assert_as_generated as assert_generated
@@ -36,11 +33,6 @@ from tests.gpu_worker.test_architectures import ARCHITECTURES, model_of
 
 SIZE = 64
 LENGTHS = (1, 100, 16, 33, 2, 64, 39)
-
-
-def at_hand(settings: WorkerConfig = SETTINGS) -> WorkerConfig:
-    """The settings for a checkpoint that is a directory: whether it says how it pools is known."""
-    return dataclasses.replace(settings, model=ModelConfig(str(DEMO_DIRECTORY)))
 
 
 def pooled(number: int, ids: tuple[int, ...], *, is_encoded: bool = False) -> Sequence:
@@ -90,8 +82,8 @@ def assert_close(vector: bytes | None, expected: torch.Tensor) -> None:
 def test_a_decoders_vector_is_the_state_of_its_last_token(kind: str, settings: Any) -> None:
     model = make_model(kind)
     served_model = copy.deepcopy(model)
-    loaded = serve(served_model, at_hand(settings))
-    assert loaded.embeddings.size == model.config.hidden_size
+    loaded = serve(served_model, settings)
+    assert loaded.state_size == model.config.hidden_size
     scheduler = Scheduler(
         num_blocks=loaded.cache.num_blocks,
         block_size=loaded.cache.block_size,
@@ -112,14 +104,14 @@ def test_a_decoders_vector_is_the_state_of_its_last_token(kind: str, settings: A
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_tested_decoder_shows_its_states(name: str) -> None:
     model: Any = model_of(name)
-    loaded = serve(copy.deepcopy(model), at_hand())
-    scheduler = loaded.scheduler(at_hand())
+    loaded = serve(copy.deepcopy(model), SETTINGS)
+    scheduler = loaded.scheduler(SETTINGS)
     ids = tuple(range(3, 20))
     vector = run(scheduler, loaded.runner, [pooled(0, ids)])["v0"]
     stock = model(torch.tensor([ids]), output_hidden_states=True)
     assert_close(vector, stock.hidden_states[-1][0, -1])
     assert vector is not None
-    assert len(vector) == 4 * loaded.embeddings.size
+    assert len(vector) == 4 * loaded.state_size
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -161,7 +153,7 @@ def test_a_vector_that_is_not_of_numbers_fails_its_request_alone() -> None:
         None,
     )
     model = make_model("llama")
-    loaded = serve(model, at_hand())
+    loaded = serve(model, SETTINGS)
     embeddings: Any = model.get_input_embeddings()
     embeddings.weight.data[7] = nan
     scheduler = Scheduler(
@@ -242,4 +234,4 @@ def test_nothing_is_promised_where_the_network_alone_could_tell(
 
 
 def test_states_that_cannot_be_read_make_no_embeddings(tmp_path: Path) -> None:
-    assert "cannot be read" in embedding_facts(0, str(tmp_path), POOLS_LAST).refusal
+    assert "shows no states" in embedding_facts(0, str(tmp_path), POOLS_LAST).refusal
