@@ -276,10 +276,11 @@ class Scheduler:
         """True when the pool can hold the sequence beside those that run.
 
         One block more is left for each of these, so that nobody is admitted only to be preempted
-        soon.
+        soon; a slot never grows.
         """
         needed = self._num_to_promise(sequence) - len(found) + self.pool.num_unowned(found)
-        spare = 0 if sequence.num_preemptions >= MAX_PREEMPTIONS else len(self._running)
+        is_fixed = self._rows_are_slots or sequence.num_preemptions >= MAX_PREEMPTIONS
+        spare = 0 if is_fixed else len(self._running)
         return self._num_promised + needed + spare <= self.pool.num_available
 
     def _find(self, sequence: Sequence) -> list[int]:

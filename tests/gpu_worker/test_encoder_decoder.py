@@ -5,10 +5,11 @@ import torch
 
 from gpu_worker.families import encoder_decoder
 from gpu_worker.slot_cache import SlotCache
-from scheduler.plan import Admission, EncoderInput
+from scheduler.plan import Admission, EncoderInput, StepResult
 from tests.builders import GREEDY
 from tests.gpu_worker.encoder_decoders import (
     MODELS,
+    NUM_ROWS,
     difference,
     make_t5,
     requests,
@@ -24,6 +25,18 @@ def test_requests_that_come_and_go_are_answered_as_alone(name: str) -> None:
     assert serve_all(runner, scheduler, sequences) > 0
     reference = make_t5(name)
     assert [found for s in sequences if (found := difference(reference, s))] == []
+
+
+def test_every_slot_is_used() -> None:
+    _, scheduler = served(make_t5("t5"))
+    for sequence in requests(2 * NUM_ROWS):
+        scheduler.add(sequence)
+    for _ in range(2 * NUM_ROWS):  # an encoder's budget may take several steps
+        plan = scheduler.schedule()
+        scheduler.apply(plan, StepResult((7,) * sum(chunk.samples for chunk in plan.chunks)))
+        if scheduler.num_running == NUM_ROWS:
+            return
+    raise AssertionError(f"{scheduler.num_running} of {NUM_ROWS} slots")
 
 
 @pytest.mark.parametrize("name", MODELS)
