@@ -79,6 +79,7 @@ class Ours:
             model=ModelConfig("benchmark", MAX_LEN),
             max_encoder_len=MAX_LEN,
             continuous_batching_batch_size=NUM_REQUESTS,
+            max_num_batched_tokens=NUM_REQUESTS * MAX_LEN,
         )
         self._config = config
         self._loaded: LoadedModel = serve_slots(
