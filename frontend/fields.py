@@ -90,13 +90,13 @@ _OF_SOUND: dict[str, tuple[Any, ...]] = {
     "known_speaker_names": (),
     "known_speaker_references": (),
     # vLLM and others
-    "use_beam_search": ("false",),
+    "use_beam_search": ("false", "0"),
     "hotwords": ("",),
-    "vad_filter": ("false",),
-    "without_timestamps": ("false",),
-    "min_p": ("0",),
-    "frequency_penalty": ("0",),
-    "presence_penalty": ("0",),
+    "vad_filter": ("false", "0"),
+    "without_timestamps": ("false", "0"),
+    "min_p": ("0", "0.0"),
+    "frequency_penalty": ("0", "0.0"),
+    "presence_penalty": ("0", "0.0"),
     "max_completion_tokens": (),
 }
 _OF_TOKENIZE: dict[str, tuple[Any, ...]] = {

@@ -28,7 +28,7 @@ def parse_form(body: bytes, content_type: str) -> Form:
         raise RequestError(ErrorCode.MEDIA_TYPE, f"{sentence} as the file 'file'.")
     try:
         return _parsed(body, boundary)
-    except (MultipartError, UnicodeDecodeError, LookupError) as error:
+    except (MultipartError, UnicodeError, LookupError) as error:
         sentence = "We could not parse the form in the body of your request"
         raise BadRequest(f"{sentence}: {str(error)[:200]}.") from error
 
@@ -47,6 +47,8 @@ def _parsed(body: bytes, boundary: str) -> Form:
     )
     for part in parser:
         if part.filename is not None:
+            if part.name in form.files:
+                raise BadRequest(f"'{part.name[:64]}' is given twice.", part.name[:64])
             form.files[part.name] = part.raw
             continue
         num_bytes += part.size

@@ -16,6 +16,7 @@ from shared.parts import Prompt
 
 MAX_DEATHS = 2
 QUARANTINE_SECONDS = 600.0
+_KNOWN_BYTES = 2**20  # of a sound, by which it is known beside its length
 
 
 class Quarantine:
@@ -53,7 +54,8 @@ def digests_of(wanted: Wanted) -> list[bytes]:
     """What a request is known by: one digest for each prompt, one for a sound or for all inputs."""
     if isinstance(wanted, Transcription):
         settings = orjson.dumps([wanted.options, replace(wanted.sampling, seed=0)])
-        return [hashlib.sha256(settings + wanted.audio).digest()]
+        known = settings + len(wanted.audio).to_bytes(8) + wanted.audio[:_KNOWN_BYTES]
+        return [hashlib.sha256(known).digest()]
     if isinstance(wanted, Embedding):
         return [hashlib.sha256(orjson.dumps([wanted.inputs, wanted.dimensions])).digest()]
     return [_digest_of(prompt, wanted) for prompt in wanted.prompts]

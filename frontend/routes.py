@@ -24,15 +24,14 @@ from frontend.answers import (
 from frontend.delivery import Delivery
 from frontend.embedding import EmbeddingDelivery
 from frontend.events import TextFound, TokensFound
-from frontend.forms import parse_form
 from frontend.lookup import LookupDelivery
 from frontend.service import ApiRequest, Service, service_of
+from frontend.sound_budget import MAX_SOUND_BYTES
 from frontend.sound_delivery import SoundDelivery
-from frontend.sound_fields import TRANSCRIBE, TRANSLATE, sound
+from frontend.sound_fields import TRANSCRIBE, TRANSLATE
 from frontend.translate import Ask, Rules
 from shared.errors import ErrorCode, RequestError
-
-MAX_SOUND_BYTES = 25 * 1024 * 1024 + 64 * 1024  # a file of 25 MiB (OpenAI), and what is around it
+from shared.windows import HEARS_ONLY
 
 
 @post(
@@ -66,7 +65,7 @@ async def create_completion(request: ApiRequest) -> ASGIApp:
 )
 async def create_transcription(request: ApiRequest) -> ASGIApp:
     """Puts a sound into words, whole or as a stream."""
-    return await _sound_delivery(request, TRANSCRIBE)
+    return _sound_delivery(request, TRANSCRIBE)
 
 
 @post(
@@ -78,7 +77,7 @@ async def create_transcription(request: ApiRequest) -> ASGIApp:
 )
 async def create_translation(request: ApiRequest) -> ASGIApp:
     """Puts a sound into English words, whole or as a stream."""
-    return await _sound_delivery(request, TRANSLATE)
+    return _sound_delivery(request, TRANSLATE)
 
 
 @post(
@@ -166,21 +165,21 @@ async def _delivery(
     request: ApiRequest, translated: Callable[[bytes, Rules, int, str], Ask]
 ) -> ASGIApp:
     service = _service_for_answers(request)
+    if service.hears:
+        raise RequestError(ErrorCode.MODEL_NOT_FOUND, HEARS_ONLY, "model")
     seed = secrets.randbits(63)
     ask = translated(await request.body(), service.rules(), seed, request.auth)
     config = service.config
     return Delivery(service.engine, ask, service.model.name, config.write_timeout)
 
 
-async def _sound_delivery(request: ApiRequest, task: str) -> ASGIApp:
+def _sound_delivery(request: ApiRequest, task: str) -> ASGIApp:
     service = service_of(request)
     service.engine.check_door()
     if not service.hears:
         sentence = "This model puts no sound into words."
         raise RequestError(ErrorCode.MODEL_NOT_FOUND, sentence, "model")
-    form = parse_form(await request.body(), request.headers.get("content-type", ""))
-    ask = sound(form, service.model, task, secrets.randbits(63))
-    return SoundDelivery(service.engine, ask, service.config.write_timeout)
+    return SoundDelivery(service, request, task)
 
 
 def _service_for_answers(request: ApiRequest) -> Service:

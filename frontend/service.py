@@ -1,6 +1,6 @@
 """What the handlers share: one of each, built by `server.py`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from litestar import Request
@@ -9,6 +9,7 @@ from litestar.datastructures import State
 from frontend.engine_client import EngineClient
 from frontend.metrics import Metrics
 from frontend.served_model import ServedModel
+from frontend.sound_budget import SoundBudget
 from frontend.translate import Rules
 from shared.config import FrontendConfig
 
@@ -23,6 +24,7 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     model: ServedModel
+    sounds: SoundBudget = field(default_factory=SoundBudget)
 
     @property
     def max_choices(self) -> int:

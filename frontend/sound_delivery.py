@@ -1,6 +1,8 @@
 """The ASGI side of one request to put a sound into words: whole, or as a stream of windows."""
 
+import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -9,12 +11,14 @@ from litestar.types import Receive, Scope, Send
 from frontend import stream, transcript_shapes
 from frontend.delivery import REQUEST_ID, run_until_gone, with_ignored_fields
 from frontend.direct_body import DIRECT_BODY
-from frontend.engine_client import EngineClient
 from frontend.events import Failed, Finished, TextAdded, WindowStarted
+from frontend.forms import parse_form
 from frontend.generation import Generation
 from frontend.pulse import Pulse, WriteStalledError
 from frontend.responses import error_object
-from frontend.sound_fields import SoundAsk
+from frontend.service import ApiRequest, Service
+from frontend.sound_budget import upload_bytes
+from frontend.sound_fields import SoundAsk, sound
 from frontend.stream import sse
 from frontend.transcript import HeardWindow, Transcript
 
@@ -24,13 +28,36 @@ logger = logging.getLogger(__name__)
 class SoundDelivery:
     """Answers one validated request; an ASGI application."""
 
-    def __init__(self, engine: EngineClient, ask: SoundAsk, write_seconds: float) -> None:
-        self._engine = engine
-        self._ask = ask
-        self._write_seconds = write_seconds
+    def __init__(self, service: Service, request: ApiRequest, task: str) -> None:
+        self._service = service
+        self._request = request
+        self._task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises RequestError when the request fails before the first byte."""
+        length = upload_bytes(self._request.headers.get("content-length"))
+        with self._service.sounds.hold(length):
+            ask = await self._read()
+            await _Answer(self._service, ask)(scope, receive, send)
+
+    async def _read(self) -> SoundAsk:
+        """The request; a large form takes its time, and is parsed beside the loop."""
+        request = self._request
+        body = b"".join([part async for part in request.stream()])
+        content_type = request.headers.get("content-type", "")
+        form = await asyncio.to_thread(parse_form, body, content_type)
+        return sound(form, self._service.model, self._task, secrets.randbits(63))
+
+
+class _Answer:
+    """The transcript on its way."""
+
+    def __init__(self, service: Service, ask: SoundAsk) -> None:
+        self._engine = service.engine
+        self._ask = ask
+        self._write_seconds = service.config.write_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller_id = str(scope.get(REQUEST_ID, ""))
         with self._engine.submit(self._ask.wanted, caller_id) as generation:
             pulse = Pulse(

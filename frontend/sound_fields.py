@@ -47,7 +47,7 @@ def sound(form: Form, model: ServedModel, task: str, random_seed: int) -> SoundA
     language = (request.language or "").strip()
     options = TranscriptOptions(
         task=task,
-        language=None if language.lower() in _NOTHING or task == TRANSLATE else language,
+        language=None if language.lower() in _NOTHING else language,
         prompt=request.prompt,
     )
     sampling = SamplingParams(
@@ -70,7 +70,7 @@ def _given(form: Form) -> dict[str, Any]:
     """The fields by name: a list's name may have brackets; of others the last one counts."""
     given: dict[str, Any] = {}
     for name, values in form.fields.items():
-        plain = name.removesuffix("[]")
+        plain = name.partition("[")[0]  # also of the parts of an object
         given[plain] = values if plain in _LISTS else values[-1]
     return given
 
@@ -78,6 +78,9 @@ def _given(form: Form) -> dict[str, Any]:
 def _file(form: Form) -> bytes:
     if "file" in form.fields:
         raise BadRequest("'file' must be a file, not a text: give it a file name.", "file")
+    others = [name for name in form.files if name != "file"]
+    if others:
+        raise BadRequest(f"'{others[0][:64]}' must be a text, not a file.", others[0][:64])
     data = form.files.get("file")
     if data is None:
         sentence = "Missing required parameter: 'file'."
@@ -101,6 +104,8 @@ def _check(request: SoundRequest) -> None:
         raise BadRequest(sentence, "timestamp_granularities")
     if request.include and request.response_format != "json":
         raise BadRequest("'include' needs 'response_format' json.", "include")
+    if request.include and request.stream:
+        raise BadRequest("'include' cannot be obeyed with 'stream'.", "include")
     if request.stream and request.response_format == "verbose_json":
         sentence = "'verbose_json' cannot be streamed: choose json, text, srt or vtt."
         raise BadRequest(sentence, "response_format")

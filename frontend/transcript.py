@@ -114,7 +114,7 @@ def _spelled(token: ScoredToken) -> str:
 
 
 class Transcript:
-    """Takes the events of one sound; `whole_windows` are read in order, each once."""
+    """Takes the events of one sound; `take_whole` gives its windows in order, each once."""
 
     def __init__(self) -> None:
         self.windows: dict[int, HeardWindow] = {}

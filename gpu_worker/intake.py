@@ -23,8 +23,8 @@ from shared.sampling import (
     MIN_REPETITION_PENALTY,
     SamplingParams,
 )
+from shared.windows import HEARS_ONLY
 
-HEARS_ONLY = "This model answers no text: send sound to /v1/audio/transcriptions."
 _GREEDY = SamplingParams(seed=0, temperature=0.0)
 
 

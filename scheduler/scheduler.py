@@ -275,8 +275,7 @@ class Scheduler:
     def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
         """True when the pool can hold the sequence beside those that run.
 
-        One block more is left for each of these, so that nobody is admitted only to be preempted
-        soon; a slot never grows.
+        One block more is left for each of these, lest one be preempted soon; a slot never grows.
         """
         needed = self._num_to_promise(sequence) - len(found) + self.pool.num_unowned(found)
         is_fixed = self._rows_are_slots or sequence.num_preemptions >= MAX_PREEMPTIONS

@@ -1,5 +1,9 @@
-"""How a sound's windows are called where each is a request of its own."""
+"""Models of sound: what they say to text, and how a sound's windows are called.
 
+Each window is a request of its own to the rooms behind.
+"""
+
+HEARS_ONLY = "This model answers no text: send sound to /v1/audio/transcriptions."
 _MARK = "#"
 
 

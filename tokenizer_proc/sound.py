@@ -6,13 +6,15 @@ and Matroska (webm). Nothing that a file names is opened.
 """
 
 import io
+import os
+import select
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from itertools import chain
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,8 @@ PIECE_SECONDS = 1.0
 _KINDS = frozenset({"AIFF", "AU", "CAF", "FLAC", "MP3", "OGG", "RF64", "W64", "WAV", "WAVEX"})
 _BOXES = b"ftyp"  # ISO/IEC 14496-12: the type of a file's first box
 _EBML = b"\x1a\x45\xdf\xa3"  # RFC 8794: how Matroska and WebM begin
-_FFMPEG_SECONDS = 600.0  # for one file
+_SILENT_SECONDS = 20.0  # that ffmpeg may take for its next piece
+_UNKNOWN_SECONDS = 1e9  # a file from a stream says that it is longer than a life
 
 
 def read_sound(data: bytes, rate: int, max_seconds: float, param: str) -> Iterator[Samples]:
@@ -42,20 +45,24 @@ def read_sound(data: bytes, rate: int, max_seconds: float, param: str) -> Iterat
     The first piece is read before this returns, so that most of what is wrong is found at once. A
     file is read no further than `max_seconds`, and is refused there.
     """
-    pieces = _limited(_resampled(_opened(data, rate, param), rate, param), rate, max_seconds, param)
+    pieces = _limited(
+        _resampled(_opened(data, rate, max_seconds, param), rate, param), rate, max_seconds, param
+    )
     first = next(pieces, None)
     if first is None:
         raise BadRequest(f"'{param}' holds no sound.", param)
     return chain((first,), pieces)
 
 
-def _opened(data: bytes, rate: int, param: str) -> Generator[tuple[int, Samples]]:
+def _opened(
+    data: bytes, rate: int, max_seconds: float, param: str
+) -> Generator[tuple[int, Samples]]:
     """Pieces of one channel, each with its rate."""
     container = _container(data)
     if container is None:
-        return _by_libsndfile(data, param)
+        return _by_libsndfile(data, max_seconds, param)
     if av is not None:
-        return _by_pyav(data, container, rate, param)
+        return _by_pyav(data, container, rate, max_seconds, param)
     program = shutil.which("ffmpeg")
     if program is None:
         raise BadRequest(
@@ -73,9 +80,17 @@ def _container(data: bytes) -> str | None:
     return "matroska" if data.startswith(_EBML) else None
 
 
-def _by_libsndfile(data: bytes, param: str) -> Generator[tuple[int, Samples]]:
+class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
+    """A file that is read once: files from streams do not know how long they are."""
+
+    def seekable(self) -> bool:
+        """Never: each read would seek, which some of them do not survive."""
+        return False
+
+
+def _by_libsndfile(data: bytes, max_seconds: float, param: str) -> Generator[tuple[int, Samples]]:
     try:
-        file = soundfile.SoundFile(io.BytesIO(data))
+        file = _ForwardFile(io.BytesIO(_with_length(data)))
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise BadRequest(f"'{param}' is no sound file that can be read.", param) from error
     with file:
@@ -83,6 +98,7 @@ def _by_libsndfile(data: bytes, param: str) -> Generator[tuple[int, Samples]]:
         if not is_sane or not 1 <= file.channels <= MAX_CHANNELS:
             sentence = f"'{param}' is {file.format} of {file.channels} channels at"
             raise BadRequest(f"{sentence} {file.samplerate} Hz, which cannot be read.", param)
+        _refuse_length(file.frames / file.samplerate, max_seconds, param)
         at_once = int(PIECE_SECONDS * file.samplerate)
         try:
             while len(frames := file.read(at_once, dtype="float32", always_2d=True)):
@@ -91,13 +107,17 @@ def _by_libsndfile(data: bytes, param: str) -> Generator[tuple[int, Samples]]:
             raise BadRequest(f"'{param}' is a broken sound file.", param) from error
 
 
-def _by_pyav(data: bytes, container: str, rate: int, param: str) -> Generator[tuple[int, Samples]]:
+def _by_pyav(
+    data: bytes, container: str, rate: int, max_seconds: float, param: str
+) -> Generator[tuple[int, Samples]]:
     try:
         opened: Any = av.open(io.BytesIO(data), format=container, metadata_errors="ignore")
         with opened as file:
             if not file.streams.audio:
                 raise BadRequest(f"'{param}' holds no sound.", param)
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+            _refuse_length((file.duration or 0) / av.time_base, max_seconds, param)
+            size = int(PIECE_SECONDS * rate)
+            resampler = av.AudioResampler("flt", "mono", rate, frame_size=size)
             frames = chain(file.decode(audio=0), (None,))  # None: the resampler's rest
             for frame in frames:
                 for piece in resampler.resample(frame):
@@ -119,15 +139,49 @@ def _by_ffmpeg(
             "-f", "f32le", "pipe:1",
         )  # fmt: skip
         # Our own arguments, and a program found on the PATH.
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:  # noqa: S603
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, bufsize=0) as process:  # noqa: S603
             assert process.stdout is not None
             try:
-                while piece := process.stdout.read(4 * int(PIECE_SECONDS * rate)):
+                while piece := _read(process.stdout, 4 * int(PIECE_SECONDS * rate), param):
                     yield rate, np.frombuffer(piece[: len(piece) // 4 * 4], dtype="<f4")
+                status = process.wait(_SILENT_SECONDS)
             finally:
                 process.kill()
-            if process.wait(_FFMPEG_SECONDS) > 0:
+            if status != 0:
                 raise BadRequest(f"'{param}' is no sound file that can be read.", param)
+
+
+def _read(pipe: IO[bytes], num_bytes: int, param: str) -> bytes:
+    """So many bytes, or fewer at the end; BadRequest where nothing comes for too long."""
+    data = b""
+    while len(data) < num_bytes:
+        ready, _, _ = select.select([pipe], [], [], _SILENT_SECONDS)
+        if not ready:
+            raise BadRequest(f"'{param}' takes too long to read.", param)
+        more = os.read(pipe.fileno(), num_bytes - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _with_length(data: bytes) -> bytes:
+    """A WAV whose recorder never wrote how long it is, with the length of all that is there."""
+    place = data.find(b"data", 12, 4096) + 4
+    if data[:4] == b"RIFF" and place > 4 and data[place : place + 4] == bytes(4):
+        return data[:place] + b"\xff" * 4 + data[place + 4 :]
+    return data
+
+
+def _refuse_length(seconds: float, max_seconds: float, param: str) -> None:
+    """Raises BadRequest for a file that says itself that it is too long."""
+    if max_seconds < seconds < _UNKNOWN_SECONDS:
+        raise _too_long(max_seconds, param)
+
+
+def _too_long(max_seconds: float, param: str) -> BadRequest:
+    sentence = f"'{param}' is longer than the {max_seconds:g} seconds"
+    return BadRequest(f"{sentence} that this server takes (--max-audio-seconds).", param)
 
 
 def _resampled(pieces: Generator[tuple[int, Samples]], rate: int, param: str) -> Generator[Samples]:
@@ -154,7 +208,6 @@ def _limited(
         for piece in pieces:
             num_left -= len(piece)
             if num_left < 0:
-                sentence = f"'{param}' is longer than the {max_seconds:g} seconds"
-                raise BadRequest(f"{sentence} that this server takes (--max-audio-seconds).", param)
+                raise _too_long(max_seconds, param)
             if len(piece):
                 yield piece

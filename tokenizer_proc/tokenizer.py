@@ -103,9 +103,12 @@ class Tokenizer:
         match message:
             case Tokenize() | Embed() | Transcribe() if self._is_over(message.route):
                 pass  # nobody waits for it, and the frontend's next life has credit of its own
-            case Embed() | Transcribe():
+            case Embed():
                 if not self._serve(message):
                     self._grant(_frontend(message), 1)
+            case Transcribe():  # it waits for others most of the time, and holds no credit
+                self._serve(message)
+                self._grant(_frontend(message), 1)
             case Tokenize() | Encode() | Decode():
                 self._serve(message)
                 self._grant(_frontend(message), 1)
@@ -172,11 +175,11 @@ class Tokenizer:
         work = self._turns.take()
         if work is None:
             return
-        is_sound = self._guarded(work.message, lambda: self._go_on(work))
-        if is_sound and not work.is_over:
+        is_well = self._guarded(work.message, lambda: self._go_on(work))
+        if is_well and not work.is_over:
             self._turns.add(work)
         else:
-            self._grant(_frontend(work.message), 1)
+            self._give_credit_back(work)
 
     def _go_on(self, work: LongWork) -> None:
         found = work.go_on()
@@ -187,6 +190,10 @@ class Tokenizer:
         """Ends a long work that nobody wants any more."""
         work = self._turns.remove(request_id)
         if work is not None:
+            self._give_credit_back(work)
+
+    def _give_credit_back(self, work: LongWork) -> None:
+        if isinstance(work.message, Embed):
             self._grant(_frontend(work.message), 1)
 
     def _drop_what_is_over(self) -> None:

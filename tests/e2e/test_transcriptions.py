@@ -171,11 +171,11 @@ def test_the_client_reads_a_stream(client: openai.OpenAI) -> None:
 
 
 def test_a_translation_is_told_as_one(whisper: RunningServer) -> None:
-    data = {"response_format": "verbose_json", "language": "fr", "model": "whisper-1"}
+    data = {"response_format": "verbose_json", "language": "de", "model": "whisper-1"}
     url = f"{whisper.url}/v1/audio/translations"
     response = httpx.post(url, files={"file": CLIP}, data=data)
     assert response.status_code == 200, response.text
-    assert response.json()["task"] == "translate"
+    assert (response.json()["task"], response.json()["language"]) == ("translate", "de")
 
 
 def test_many_at_once_are_heard_as_each_alone(whisper: RunningServer) -> None:
@@ -209,7 +209,7 @@ async def _alone_and_together(url: str, clips: list[bytes]) -> tuple[list[str], 
         (CLIP, {"language": "fr"}, 400, "language"),
         (CLIP, {"model": "gpt-4"}, 404, "model"),
         (CLIP, {"temperature": "x"}, 400, "temperature"),
-        (None, {}, 400, "file"),
+        (None, {}, 400, "sound"),
         (b"\0" * (26 * 1024 * 1024), {}, 413, None),
     ],
 )
@@ -220,7 +220,7 @@ def test_what_cannot_be_heard_is_refused(
     status: int,
     param: str | None,
 ) -> None:
-    files: Any = {"file": file} if file is not None else {"other": b"x"}
+    files: Any = {"sound" if file is None else "file": file or b"x"}
     response = httpx.post(f"{whisper.url}{PATH}", files=files, data=data)
     assert response.status_code == status, response.text
     assert response.json()["error"]["param"] == param
@@ -240,6 +240,8 @@ def test_a_model_of_sound_answers_no_text(client: openai.OpenAI, whisper: Runnin
         client.chat.completions.create(model="whisper-1", messages=messages)
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="whisper-1", prompt="hello")
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="whisper-1", messages=messages, stream=True)
     with pytest.raises(openai.BadRequestError, match="makes no embeddings"):
         client.embeddings.create(model="whisper-1", input="hello")
     assert whisper.metric("transformers_openai_api:open_requests") == 0

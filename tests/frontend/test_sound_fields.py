@@ -1,10 +1,17 @@
 """A form with a sound becomes a request, or a sentence that names the field."""
 
+import contextlib
 from typing import Any
 
 import pytest
 
 from frontend.forms import MAX_FIELD_BYTES, MAX_PARTS, Form, parse_form
+from frontend.sound_budget import (
+    MAX_HELD_BYTES,
+    MAX_SOUND_BYTES,
+    SoundBudget,
+    upload_bytes,
+)
 from frontend.sound_fields import TRANSCRIBE, TRANSLATE, SoundAsk, sound
 from shared.errors import BadRequest, ErrorCode, RequestError
 from shared.parts import TranscriptOptions
@@ -49,6 +56,7 @@ def test_what_is_left_out_is_openais_default() -> None:
             "verbose_json",
         ),
         ({"foo": "1", "user": "u"}, "ignored_fields", "foo"),
+        ({"min_p": "0.0", "frequency_penalty": "0.0"}, "ignored_fields", ""),
     ],
 )
 def test_fields_are_obeyed(fields: dict[str, Any], path: str, value: object) -> None:
@@ -58,9 +66,9 @@ def test_fields_are_obeyed(fields: dict[str, Any], path: str, value: object) -> 
     assert found == value
 
 
-def test_a_translation_takes_no_language_from_the_caller() -> None:
+def test_a_translation_may_be_told_what_language_is_spoken() -> None:
     found = ask(TRANSLATE, language="fr")
-    assert found.wanted.options == TranscriptOptions(task="translate")
+    assert found.wanted.options == TranscriptOptions(task="translate", language="fr")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,8 @@ def test_a_translation_takes_no_language_from_the_caller() -> None:
         ({"timestamp_granularities[]": ["line"]}, "timestamp_granularities[0]"),
         ({"include[]": ["logprobs"], "response_format": "text"}, "include"),
         ({"chunking_strategy": '{"type": "server_vad"}'}, "chunking_strategy"),
+        ({"chunking_strategy[type]": "server_vad"}, "chunking_strategy"),
+        ({"include[]": ["logprobs"], "stream": "true"}, "include"),
         ({"stream": "true", "response_format": "verbose_json"}, "response_format"),
         ({"keywords": "a"}, "keywords"),
         ({"model": "other"}, "model"),
@@ -129,6 +139,7 @@ def test_a_form_has_fields_and_files() -> None:
         (body(*[part(f"f{n}", b"x") for n in range(MAX_PARTS + 1)]), FORM, ErrorCode.INVALID_VALUE),
         (body(part("prompt", b"x" * (MAX_FIELD_BYTES + 1))), FORM, ErrorCode.INVALID_VALUE),
         (body(part("prompt", b"\xff\xfe")), FORM, ErrorCode.INVALID_VALUE),
+        (body(part("file", b"x", "a"), part("file", b"y", "b")), FORM, ErrorCode.INVALID_VALUE),
         (b"--" + b"y" * 10_000, "multipart/form-data; boundary=" + "y" * 10_000,
          ErrorCode.INVALID_VALUE),
     ],
@@ -139,13 +150,39 @@ def test_what_is_no_form_is_refused(data: bytes, content_type: str, code: ErrorC
     assert caught.value.code == code
 
 
+def test_a_field_must_not_be_a_file() -> None:
+    with pytest.raises(BadRequest, match="must be a text") as caught:
+        sound(Form({}, {"file": b"RIFF", "language": b"de"}), MODEL, TRANSCRIBE, 1)
+    assert caught.value.param == "language"
+
+
+def test_a_charset_that_cannot_be_read_is_refused() -> None:
+    head = 'Content-Disposition: form-data; name="prompt"\r\nContent-Type: text/plain; charset='
+    for charset in ("undefined", "no-such-one"):
+        data = f"--xyz\r\n{head}{charset}\r\n\r\na\r\n--xyz--\r\n".encode()
+        with pytest.raises(BadRequest):
+            parse_form(data, FORM)
+
+
+def test_no_more_sound_is_held_than_the_budget() -> None:
+    budget = SoundBudget()
+    assert upload_bytes("1000") == 1000
+    assert upload_bytes(None) == upload_bytes("x") == upload_bytes("9" * 30) == MAX_SOUND_BYTES
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_HELD_BYTES // MAX_SOUND_BYTES):
+            stack.enter_context(budget.hold(MAX_SOUND_BYTES))
+        with pytest.raises(RequestError) as caught, budget.hold(1):
+            pass
+        assert caught.value.code == ErrorCode.QUEUE_FULL
+    assert budget.num_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("form", "words"),
     [
         (Form({}, {}), "Missing required parameter: 'file'"),
         (Form({"file": ["RIFF"]}, {}), "must be a file"),
         (Form({}, {"file": b""}), "is empty"),
-        (Form({}, {"sound": b"x"}), "Missing"),
     ],
 )
 def test_a_sound_must_be_a_file(form: Form, words: str) -> None:

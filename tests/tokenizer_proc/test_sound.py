@@ -110,13 +110,37 @@ def test_a_header_that_claims_gigabytes_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["FLAC", "MP3", "OGG"])
-def test_a_small_file_that_is_hours_long_is_read_to_the_limit_only(kind: str) -> None:
+def test_a_small_file_that_is_hours_long_is_refused(kind: str) -> None:
     silence = encoded(np.zeros(600 * RATE, np.float32), kind)
     assert len(silence) < 6_000_000
+    assert "longer than the 20 seconds" in refusal(silence, max_seconds=20.0)
+
+
+def test_a_file_of_unknown_length_is_read_to_the_limit_only() -> None:
+    endless = streamed(encoded(np.zeros(600 * RATE, np.float32), "FLAC"))
     read: list[Samples] = []
     with pytest.raises(BadRequest, match="longer than the 20 seconds"):
-        read.extend(read_sound(silence, RATE, 20.0, "file"))
+        read.extend(read_sound(endless, RATE, 20.0, "file"))
     assert 19 * RATE <= sum(map(len, read)) <= 20 * RATE
+
+
+def test_a_file_that_says_itself_that_it_is_too_long_is_refused_at_once() -> None:
+    for data in (encoded(tone(30.0), "FLAC"), packed(tone(30.0), "mp4", "aac")):
+        with pytest.raises(BadRequest, match="longer than the 20 seconds"):
+            read_sound(data, RATE, 20.0, "file")
+
+
+def streamed(data: bytes) -> bytes:
+    """A FLAC whose header does not say how many samples there are."""
+    return data[:21] + bytes([data[21] & 0xF0]) + bytes(4) + data[26:]
+
+
+def test_files_from_streams_do_not_know_how_long_they_are() -> None:
+    flac = encoded(tone(SECONDS), "FLAC")
+    assert np.array_equal(whole(streamed(flac)), whole(flac))
+    wav = encoded(tone(SECONDS), "WAV")
+    place = wav.index(b"data") + 4
+    assert np.array_equal(whole(wav[:place] + bytes(4) + wav[place + 4 :]), whole(wav))
 
 
 def test_the_very_limit_is_taken() -> None:
