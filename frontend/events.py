@@ -46,6 +46,8 @@ class WindowStarted:
     number: int
     start_seconds: float
     seconds: float
+    first_time_id: int  # see `WindowRead`
+    mark_seconds: float
 
 
 @dataclass(frozen=True)

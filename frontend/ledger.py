@@ -121,7 +121,10 @@ class Ledger:
         if read.number == 0:
             entry.sink(Accepted(0))
         entry.open_window(read.number)
-        entry.sink(WindowStarted(read.number, read.start_seconds, read.seconds))
+        started = WindowStarted(
+            read.number, read.start_seconds, read.seconds, read.first_time_id, read.mark_seconds
+        )
+        entry.sink(started)
         if read.is_last:
             entry.is_read = True
             entry.move(State.RUNNING)

@@ -15,7 +15,7 @@ from shared.parts import ScoredToken
 
 MAX_NO_SPEECH = 0.6  # above, and where the text is unlikely as well, nobody spoke (Whisper)
 MIN_AVG_LOGPROB = -1.0
-_TIME = re.compile(r"<\|(\d+\.\d\d)\|>")
+_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 _CONTROL = re.compile(r"<\|[^|<>]*\|>")
 
 
@@ -45,6 +45,8 @@ class HeardWindow:
 
     start: float
     seconds: float
+    first_time_id: int  # see `WindowRead`
+    mark_seconds: float
     tokens: list[ScoredToken] = field(default_factory=list)
     num_tokens: int = 0
     is_over: bool = False
@@ -53,8 +55,8 @@ class HeardWindow:
     def language(self) -> str:
         """The code of its language; "" where the model knows one alone."""
         first = _spelled(self.tokens[0]) if self.tokens else ""
-        is_head = _CONTROL.fullmatch(first) and not _TIME.fullmatch(first)
-        return first[2:-2] if is_head and len(first) <= len("<|yue|>") else ""
+        head = _LANGUAGE.fullmatch(first)
+        return head[1] if head else ""
 
     @property
     def no_speech_prob(self) -> float:
@@ -74,11 +76,11 @@ class HeardWindow:
             return
         start, held = 0.0, list[ScoredToken]()
         for token in self._words():
-            mark = _TIME.fullmatch(_spelled(token))
-            if mark is None:
+            if token.token_id < self.first_time_id:
                 held.append(token)
                 continue
-            seconds = min(float(mark[1]), self.seconds)
+            mark = (token.token_id - self.first_time_id) * self.mark_seconds
+            seconds = min(mark, self.seconds)
             if held:
                 yield from self._segment(start, seconds, held)
                 held = []
@@ -89,8 +91,8 @@ class HeardWindow:
     def _words(self) -> Iterator[ScoredToken]:
         """The tokens without those that say what the answer is."""
         for token in self.tokens:
-            spelled = _spelled(token)
-            if _TIME.fullmatch(spelled) or not _CONTROL.fullmatch(spelled):
+            is_mark = token.token_id >= self.first_time_id
+            if is_mark or not _CONTROL.fullmatch(_spelled(token)):
                 yield token
 
     def _segment(self, start: float, end: float, held: list[ScoredToken]) -> Iterator[Segment]:
@@ -124,9 +126,11 @@ class Transcript:
     def add(self, event: WindowStarted | TextAdded) -> None:
         """A window's beginning, or the next of its words; these may come first."""
         match event:
-            case WindowStarted(number, start_seconds, seconds):
-                self.windows[number] = HeardWindow(start_seconds, seconds)
-                for early in self._early.pop(number, ()):
+            case WindowStarted():
+                self.windows[event.number] = HeardWindow(
+                    event.start_seconds, event.seconds, event.first_time_id, event.mark_seconds
+                )
+                for early in self._early.pop(event.number, ()):
                     self._add_words(early)
             case TextAdded(choice=number) if number not in self.windows:
                 self._early.setdefault(number, []).append(event)

@@ -203,6 +203,8 @@ class WindowRead:
     number: int  # from 0
     start_seconds: float  # in the sound
     seconds: float  # how long it is, without what fills it up
+    first_time_id: int  # the model's tokens from here on mark times in the window
+    mark_seconds: float  # from one of them to the next
     is_last: bool
 
 

@@ -77,7 +77,15 @@ class Transcribing:
         rate = self._listener.log_mel.rate
         seconds = len(window.samples) / rate
         name = self.message.request_id
-        return WindowRead(name, number, window.start / rate, seconds, window.is_last)
+        return WindowRead(
+            name,
+            number,
+            window.start / rate,
+            seconds,
+            self._listener.format.first_time_id,
+            self._listener.format.mark_seconds(self._listener.log_mel.length / rate),
+            window.is_last,
+        )
 
     def _listen(self, window: Window, number: int) -> Listen:
         format_, message = self._listener.format, self.message

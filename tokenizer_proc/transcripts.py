@@ -38,6 +38,7 @@ class TranscriptFormat:
     suppressed_at_first: tuple[int, ...]
     max_first_time: int
     max_positions: int  # of prompt and answer together
+    num_heard: int  # positions of the encoder, each of which a mark of time can name
     text_only: TextOnlyTokenizer
 
     def rules(self, options: TranscriptOptions) -> TranscriptRules:
@@ -71,6 +72,10 @@ class TranscriptFormat:
         """The most tokens of one window's text, marks included (Whisper's reference)."""
         return self.max_positions // 2
 
+    def mark_seconds(self, window_seconds: float) -> float:
+        """The time from one mark to the next."""
+        return window_seconds / self.num_heard
+
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
         """What comes before the answer: the last of the caller's text, then the start."""
         text = prompt.strip()
@@ -103,6 +108,7 @@ def read_format(path: str, hf_model: str, tokenizer: Any, config: Any) -> Transc
         sentence = f"--hf-model {hf_model}: its vocabulary has no token {names[0]}"
         raise FatalError(f"{sentence}; choose a Whisper checkpoint", EXIT_CONFIGURATION)
 
+    no_times_id = token("<|notimestamps|>")
     is_multilingual = bool(stated.get("is_multilingual", "<|translate|>" in vocabulary))
     codes = {code: f"<|{code}|>" for code in LANGUAGES} if is_multilingual else {}
     special = [name for name in vocabulary if name.startswith("<|") and name.endswith("|>")]
@@ -111,8 +117,9 @@ def read_format(path: str, hf_model: str, tokenizer: Any, config: Any) -> Transc
         end_id=token("<|endoftext|>"),
         previous_id=token("<|startofprev|>"),
         no_speech_id=token("<|nospeech|>", "<|nocaptions|>"),
-        no_times_id=token("<|notimestamps|>"),
-        first_time_id=token("<|0.00|>"),
+        no_times_id=no_times_id,
+        # Right behind it, whether they have names in the vocabulary or not.
+        first_time_id=no_times_id + 1,
         languages={code: vocabulary[name] for code, name in codes.items() if name in vocabulary},
         tasks={
             task: token(f"<|{task}|>") for task in ("transcribe", "translate") if is_multilingual
@@ -121,6 +128,7 @@ def read_format(path: str, hf_model: str, tokenizer: Any, config: Any) -> Transc
         suppressed_at_first=_ids(stated, "begin_suppress_tokens", vocabulary),
         max_first_time=int(stated.get("max_initial_timestamp_index") or _MAX_FIRST_TIME),
         max_positions=int(config.max_target_positions),
+        num_heard=int(config.max_source_positions),
         text_only=TextOnlyTokenizer(tokenizer.backend_tokenizer, special),
     )
 

@@ -36,7 +36,7 @@ def sound(bench: Bench) -> tuple[Generation, str]:
 
 
 def read(name: str, number: int, *, is_last: bool = False) -> WindowRead:
-    return WindowRead(name, number, 2.0 * number, 2.0, is_last)
+    return WindowRead(name, number, 2.0 * number, 2.0, 1000, 0.02, is_last)
 
 
 def text(name: str, number: int, seq: int, *, ends: bool = False, epoch: int = 1) -> TextProduced:

@@ -1,6 +1,7 @@
 """Tokens of windows become segments, text and a language, whatever order they come in."""
 
 import math
+import re
 
 import pytest
 
@@ -12,16 +13,29 @@ from shared.parts import ScoredToken, TopToken
 HEADS = ("<|de|>", "<|transcribe|>")
 
 
+FIRST_TIME, MARK = 1000, 0.02
+
+
+def id_of(text: str, number: int) -> int:
+    """Marks of time have the ids of a vocabulary that may not name them."""
+    mark = re.fullmatch(r"<\|(\d+\.\d\d)\|>", text)
+    return FIRST_TIME + round(float(mark[1]) / MARK) if mark else number
+
+
 def tokens(*texts: str, logprob: float = -0.5, no_speech: float = 0.1) -> tuple[ScoredToken, ...]:
     silence = TopToken("<|nospeech|>", tuple(b"<|nospeech|>"), math.log(no_speech))
     return tuple(
-        ScoredToken(text, tuple(text.encode()), logprob, () if number else (silence,), number)
+        ScoredToken(
+            text, tuple(text.encode()), logprob, () if number else (silence,), id_of(text, number)
+        )
         for number, text in enumerate(texts)
     )
 
 
 def window(*texts: str, start: float = 10.0, seconds: float = 8.0, **told: float) -> HeardWindow:
-    return HeardWindow(start, seconds, list(tokens(*HEADS, *texts, **told)), 9, is_over=True)
+    return HeardWindow(
+        start, seconds, FIRST_TIME, MARK, list(tokens(*HEADS, *texts, **told)), 9, is_over=True
+    )
 
 
 def spans(found: HeardWindow) -> list[tuple[float, float, str]]:
@@ -56,9 +70,11 @@ def test_halves_of_a_character_are_one_text_and_marks_stay_marks() -> None:
         ScoredToken("", (first,), -0.5, ()),
         ScoredToken("é", (second,), -0.5, ()),
         ScoredToken("", (first,), -0.5, ()),
-        ScoredToken("\N{REPLACEMENT CHARACTER}<|2.00|>", tuple(b"<|2.00|>"), -0.5, ()),
+        ScoredToken("\N{REPLACEMENT CHARACTER}", (), -0.5, (), FIRST_TIME + 100),
     ]
-    heard = HeardWindow(0.0, 8.0, [*tokens(*HEADS, "<|0.00|>"), *halves], 9, is_over=True)
+    heard = HeardWindow(
+        0.0, 8.0, FIRST_TIME, MARK, [*tokens(*HEADS, "<|0.00|>"), *halves], 9, is_over=True
+    )
     assert spans(heard) == [(0.0, 2.0, "é\N{REPLACEMENT CHARACTER}")]
 
 
@@ -71,9 +87,11 @@ def test_silence_has_no_text() -> None:
 
 def test_the_language_is_the_first_head() -> None:
     assert window(" a").language == "de"
-    english_only = HeardWindow(0.0, 8.0, list(tokens("<|0.00|>", " a")), 2, is_over=True)
+    english_only = HeardWindow(
+        0.0, 8.0, FIRST_TIME, MARK, list(tokens("<|0.00|>", " a")), 2, is_over=True
+    )
     assert english_only.language == ""
-    assert HeardWindow(0.0, 8.0).language == ""
+    assert HeardWindow(0.0, 8.0, FIRST_TIME, MARK).language == ""
 
 
 def test_figures_of_a_segment_are_whispers_own() -> None:
@@ -91,8 +109,8 @@ def added(number: int, texts: tuple[str, ...], *, is_last: bool) -> TextAdded:
 def test_windows_are_taken_in_order_each_once() -> None:
     transcript = Transcript()
     transcript.add(added(1, ("<|en|>", " b"), is_last=True))  # before its beginning is told
-    transcript.add(WindowStarted(0, 0.0, 8.0))
-    transcript.add(WindowStarted(1, 8.0, 2.5))
+    transcript.add(WindowStarted(0, 0.0, 8.0, FIRST_TIME, MARK))
+    transcript.add(WindowStarted(1, 8.0, 2.5, FIRST_TIME, MARK))
     assert list(transcript.take_whole()) == []
     transcript.add(added(0, ("<|en|>",), is_last=False))
     transcript.add(added(0, (" a",), is_last=True))

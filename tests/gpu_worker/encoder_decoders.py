@@ -123,6 +123,11 @@ def difference(model: Any, sequence: Sequence) -> str:
         return_dict_in_generate=True,
         output_logits=True,
     )
+    return compared(generated, sequence)
+
+
+def compared(generated: Any, sequence: Sequence) -> str:
+    """Where the answer is not the generated one; see `difference`."""
     expected = generated.sequences[0, sequence.num_prompt_tokens :].tolist()
     answer = sequence.token_ids[sequence.num_prompt_tokens :]
     for place, (token_id, wanted) in enumerate(zip(answer, expected, strict=True)):

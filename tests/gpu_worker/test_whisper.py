@@ -15,7 +15,7 @@ from scheduler.plan import EncoderInput
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from tests.builders import GREEDY
-from tests.gpu_worker.encoder_decoders import NEAR_TIE, serve_all
+from tests.gpu_worker.encoder_decoders import compared, serve_all
 
 NUM_ROWS = 5
 NUM_POSITIONS, NUM_MELS, DECODER_LEN = 30, 16, 40
@@ -95,13 +95,7 @@ def difference(model: Any, sequence: Sequence) -> str:
         return_dict_in_generate=True,
         output_logits=True,
     )
-    expected = generated.sequences[0, sequence.num_prompt_tokens :].tolist()
-    answer = sequence.token_ids[sequence.num_prompt_tokens :]
-    for place, (token_id, wanted) in enumerate(zip(answer, expected, strict=True)):
-        if token_id != wanted:
-            best, second = generated.logits[place][0].topk(2).values.tolist()
-            return "" if best - second < NEAR_TIE else f"token {place} of {sequence.request_id}"
-    return ""
+    return compared(generated, sequence)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
