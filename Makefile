@@ -33,7 +33,7 @@ serve: install  ## serve the built-in chat model on port 7088 (more flags: ARGS=
 	$(PY) launcher.py --hf-model demo $(ARGS)
 
 test: install  ## every fast test; needs neither a GPU nor a download (ARGS="-k scheduler")
-	$(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(TEST_PROCESSES))
+	$(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(TEST_PROCESSES) --dist loadfile)
 
 test-slow: install  ## the tests that take minutes
 	$(PY) -m pytest -m "slow and not reliability" --timeout 1800 $(ARGS)

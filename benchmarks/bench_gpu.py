@@ -3,7 +3,7 @@
 Stages, each to be chosen by `--stages a,b`: `equality` with generate() in twelve architectures,
 `kernel` against dense attention, `decode` of an 8-billion model under CUDA graphs and `eager`
 without, `compiled` by torch.compile, `peers` (transformers' continuous batching), `prefix` cache,
-`later` (what is not built).
+`whisper` in two shapes, `later` (what is not built).
 The record is on disk after every row; rows that this machine cannot measure say why.
 
     python -m benchmarks.bench_gpu
@@ -19,13 +19,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import decode, equality, kernel, peers, prefix
+from benchmarks.gpu import decode, equality, kernel, peers, prefix, whisper
 from benchmarks.gpu.machine import ROOT, Machine
 from benchmarks.gpu.record import Record, Row, Stage, Unavailable, Values
 
 NOT_BUILT_YET = {
     "HQQ int4, decode at batch 1, 8, 64": "--hqq is not built yet",
-    "Whisper, seconds of speech a second": "the whisper family is not built yet",
 }
 
 
@@ -39,6 +38,7 @@ def stages(machine: Machine) -> list[Stage]:
         decode.compiled_stage(machine),
         peers.stage(machine),
         prefix.stage(machine),
+        whisper.stage(machine),
         Stage("later", 1.0, _later_rows),
     ]
 

@@ -6,6 +6,8 @@ Closed loop, with as many requests open as you say; open loop, with arrivals at 
     python -m benchmarks.load_test --request-rate 4 --burstiness 0.5 --goodput ttft:200 tpot:50
     python -m benchmarks.load_test --users 50 --spawn-rate 5 --duration 60 --plot load.png
 
+With --audio it sends sound files in place of prompts, and tells the seconds of sound a second.
+
 Flags and figures have the names of `vllm bench serve`. Lengths of random prompts are tokens as the
 server counts them: two small requests measure how many it makes of a word. The ceiling is this
 program's own processor, so it says how busy that was; what shares the server's cores slows it.

@@ -6,7 +6,7 @@ import json
 import math
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -17,9 +17,9 @@ from rich.console import Console
 from benchmarks.load import plots, report
 from benchmarks.load.arrivals import arrival_times, join_times
 from benchmarks.load.calibration import measure_word_length
-from benchmarks.load.client import Client, Target, Unreachable, first_model, open_session
+from benchmarks.load.client import Client, Item, Target, Unreachable, first_model, open_session
 from benchmarks.load.options import FILE_DATASETS, parse
-from benchmarks.load.outcome import Run
+from benchmarks.load.outcome import Outcome, Run
 from benchmarks.load.progress import Progress
 from benchmarks.load.prompts import (
     DatasetError,
@@ -30,7 +30,8 @@ from benchmarks.load.prompts import (
     repeated_prefixes,
     sharegpt_prompts,
 )
-from benchmarks.load.statistics import details, figures
+from benchmarks.load.sounds import SoundTarget, read_sounds
+from benchmarks.load.statistics import details, figures, sound_figures
 from benchmarks.load.traffic import Ask, Traffic
 
 FAILED, NOT_BEGUN, INTERRUPTED = 1, 2, 130
@@ -42,7 +43,7 @@ class LoadTest:
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.model: str = asked.model or ""
-        self.traffic: Traffic | None = None  # until the load begins
+        self.traffic: Traffic[Any] | None = None  # until the load begins
         self._asked = asked
 
     async def run(self) -> None:
@@ -50,35 +51,45 @@ class LoadTest:
         asked = self._asked
         async with open_session(asked.api_key, asked.timeout) as session:
             self.model = self.model or await first_model(session, asked.base_url)
-            target = Target(asked.base_url, asked.endpoint, self.model, body_fields(asked))
+            fields = body_fields(asked)
+            if asked.audio:
+                sounds = SoundTarget(asked.base_url, self.model, asked.stream, fields)
+                await self._send(Client(session, sounds).ask, read_sounds(asked.audio))
+                return
+            target = Target(asked.base_url, asked.endpoint, self.model, fields)
             ask = Client(session, target).ask
-            prompts = await self._prompts(ask)
-            await self._warm_up(ask, prompts)
-            await self._load(ask, prompts)
+            await self._send(ask, await self._prompts(ask))
+
+    async def _send(self, ask: Callable[[Item], Awaitable[Outcome]], items: Iterator[Item]) -> None:
+        await self._warm_up(ask, items)
+        await self._load(ask, items)
 
     async def _prompts(self, ask: Ask) -> Iterator[Prompt]:
         if self._asked.dataset_name in FILE_DATASETS:
             return file_prompts(self._asked)
         return word_prompts(self._asked, await measure_word_length(ask))
 
-    async def _warm_up(self, ask: Ask, prompts: Iterator[Prompt]) -> None:
-        chosen = islice(prompts, self._asked.num_warmups)
+    async def _warm_up(
+        self, ask: Callable[[Item], Awaitable[Outcome]], items: Iterator[Item]
+    ) -> None:
+        chosen = islice(items, self._asked.num_warmups)
         at_once = arrival_times(math.inf, 1.0, 0)
         concurrency = self._asked.max_concurrency or self._asked.users
         await Traffic(ask).send_arrivals(chosen, at_once, concurrency)
 
-    async def _load(self, ask: Ask, prompts: Iterator[Prompt]) -> None:
+    async def _load(self, ask: Callable[[Item], Awaitable[Outcome]], items: Iterator[Item]) -> None:
         asked = self._asked
-        # Prompts are made before the clock starts, but for users, who take as many as they can.
-        chosen = list(islice(prompts, asked.num_prompts)) if asked.num_prompts else []
+        # Items are made before the clock starts, but for users, who take as many as they can.
+        chosen = list(islice(items, asked.num_prompts)) if asked.num_prompts else []
         with frozen_heap(), Progress(asked.num_prompts) as progress:
-            self.traffic = Traffic(ask, on_change=progress.show)
+            traffic = Traffic(ask, on_change=progress.show)
+            self.traffic = traffic
             if asked.users:
                 joins = join_times(asked.users, asked.spawn_rate)
-                await self.traffic.send_users(prompts, joins, asked.duration)
+                await traffic.send_users(items, joins, asked.duration)
             else:
                 times = arrival_times(asked.request_rate, asked.burstiness, asked.seed)
-                await self.traffic.send_arrivals(chosen, times, asked.max_concurrency)
+                await traffic.send_arrivals(chosen, times, asked.max_concurrency)
 
 
 @contextmanager
@@ -137,6 +148,8 @@ def publish(asked: argparse.Namespace, model: str, run: Run) -> None:
     )
     if asked.request_rate and not math.isinf(asked.request_rate):
         found["max_send_delay_ms"] = 1e3 * run.max_send_delay
+    if asked.audio:
+        found |= sound_figures(run)
     report.print_report(Console(), asked, found)
     if asked.save_result:
         path = report.save(asked, found | (details(run) if asked.save_detailed else {}))

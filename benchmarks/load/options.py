@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.load.sounds import OWN_FIELDS, TRANSCRIPTIONS
 from benchmarks.load.statistics import METRICS, PER_REQUEST
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-BACKENDS = {CHAT: "openai-chat", COMPLETIONS: "openai"}  # vLLM's names for the two
+# vLLM's names.
+BACKENDS = {CHAT: "openai-chat", COMPLETIONS: "openai", TRANSCRIPTIONS: "openai-audio"}
+WHOLE_METRICS = ("e2el",)  # what an answer in one piece has
 FILE_DATASETS = ("custom", "sharegpt")
 NUM_PROMPTS, SPAWN_RATE, DURATION = 100, 1.0, 60.0
 
@@ -27,6 +30,7 @@ def main_parser(description: str) -> argparse.ArgumentParser:
     _add_users(parser.add_argument_group("traffic: users, in place of arrivals"))
     _add_prompts(parser.add_argument_group("prompts"))
     _add_datasets(parser.add_argument_group("prompts: the dataset's own"))
+    _add_sounds(parser.add_argument_group("sounds, in place of prompts"))
     _add_figures(parser.add_argument_group("figures"))
     _add_files(parser.add_argument_group("files"))
     return parser
@@ -116,7 +120,7 @@ def _add_server(group: Group) -> None:
     group.add_argument(
         "--base-url", type=base_url, default="http://127.0.0.1:7088", help="default: %(default)s"
     )
-    group.add_argument("--endpoint", default=CHAT, choices=list(BACKENDS), help="default: chat")
+    group.add_argument("--endpoint", choices=[CHAT, COMPLETIONS], help="default: chat")
     group.add_argument("--model", help="default: the first of /v1/models")
     group.add_argument("--api-key", help="sent as a bearer token")
     group.add_argument(
@@ -187,9 +191,7 @@ DATASET_FLAGS: dict[str, dict[str, tuple[Callable[[str], Any], Any, str]]] = {
 
 
 def _add_prompts(group: Group) -> None:
-    group.add_argument(
-        "--dataset-name", choices=list(DATASET_FLAGS), default="random", help="default: random"
-    )
+    group.add_argument("--dataset-name", choices=list(DATASET_FLAGS), help="default: random")
     group.add_argument(
         "--dataset-path",
         type=Path,
@@ -226,13 +228,22 @@ def _add_datasets(group: Group) -> None:
             group.add_argument(f"--{flag}", type=kind, metavar="N", help=meaning + shown)
 
 
+def _add_sounds(group: Group) -> None:
+    group.add_argument(
+        "--audio",
+        type=Path,
+        metavar="PATH",
+        help=f"a file, or a directory of files, for {TRANSCRIPTIONS}; round and round",
+    )
+    group.add_argument("--stream", action="store_true", help="transcripts as streams, with a TTFT")
+
+
 def _add_figures(group: Group) -> None:
     group.add_argument(
         "--percentile-metrics",
         type=names,
-        default=list(METRICS),
         metavar="LIST",
-        help=f"default: {','.join(METRICS)}",
+        help=f"default: {','.join(METRICS)}; of sounds without --stream: e2el",
     )
     group.add_argument(
         "--metric-percentiles",
@@ -283,6 +294,7 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     asked = parser.parse_args(argv)
     try:
         _settle_traffic(asked)
+        _settle_sounds(asked)
         _settle_dataset(asked)
     except ValueError as error:
         parser.error(str(error))
@@ -306,7 +318,37 @@ def _settle_traffic(asked: argparse.Namespace) -> None:
     asked.burstiness = asked.burstiness or 1.0
 
 
+def _settle_sounds(asked: argparse.Namespace) -> None:
+    if asked.audio is None:
+        if asked.stream:
+            raise ValueError("--stream: needs --audio; texts are always streamed")
+        asked.endpoint = asked.endpoint or CHAT
+        asked.dataset_name = asked.dataset_name or "random"
+        asked.percentile_metrics = asked.percentile_metrics or list(METRICS)
+        return
+    of_prompts = [flag.replace("-", "_") for flags in DATASET_FLAGS.values() for flag in flags]
+    for_texts = ("endpoint", "dataset_name", "dataset_path", *of_prompts)
+    _refuse(asked, for_texts, "--audio sends sounds in place of prompts")
+    if asked.ignore_eos:
+        raise ValueError("--ignore-eos: a transcript ends where its sound does")
+    if own := [name for name in OWN_FIELDS if name in asked.extra_body]:
+        raise ValueError(f"--extra-body: with --audio, {own[0]} is set by its own flags")
+    _settle_metrics_of_sounds(asked)
+    asked.endpoint, asked.dataset_name = TRANSCRIPTIONS, str(asked.audio)
+
+
+def _settle_metrics_of_sounds(asked: argparse.Namespace) -> None:
+    known = METRICS if asked.stream else WHOLE_METRICS
+    goals = [metric for metric, _ in asked.goodput]
+    for flag, wanted in (("percentile-metrics", asked.percentile_metrics), ("goodput", goals)):
+        if missing := [metric for metric in wanted or () if metric not in known]:
+            raise ValueError(f"--{flag}: {missing[0]} of a sound needs --stream")
+    asked.percentile_metrics = asked.percentile_metrics or list(known)
+
+
 def _settle_dataset(asked: argparse.Namespace) -> None:
+    if asked.audio is not None:
+        return
     has_file = asked.dataset_name in FILE_DATASETS
     if has_file and asked.dataset_path is None:
         raise ValueError(f"--dataset-name {asked.dataset_name} needs --dataset-path")

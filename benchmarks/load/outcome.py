@@ -14,6 +14,8 @@ class Completed:
     prompt_tokens: int
     output_tokens: int
     is_estimated: bool = False  # the server sent no usage: tokens are guessed from characters
+    is_streamed: bool = True  # False: it came in one piece, whose text has no time of its own
+    audio_seconds: float | None = None  # of a sound that was transcribed, where that is known
 
     @property
     def ttft(self) -> float | None:

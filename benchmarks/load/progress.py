@@ -35,7 +35,7 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def show(self, traffic: Traffic) -> None:
+    def show(self, traffic: Traffic[Any]) -> None:
         """Called at every change; draws seldom."""
         for outcome in traffic.outcomes[self._num_ended :]:
             self._num_refused += isinstance(outcome, Refused)

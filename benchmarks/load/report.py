@@ -18,7 +18,7 @@ MEANINGS = {
     "ttft": "TTFT: from sending to the first text (content or reasoning).",
     "tpot": "TPOT: (E2EL - TTFT) / (output tokens - 1).",
     "itl": "ITL: between two pieces of text that were read, of one or more tokens.",
-    "e2el": "E2EL: from sending to the end of the stream.",
+    "e2el": "E2EL: from sending to the end of the answer.",
 }
 Figures = dict[str, Any]
 
@@ -86,6 +86,10 @@ def warnings(figures: Figures) -> list[str]:
         )
     if figures["without_text"]:
         found.append(f"{figures['without_text']} answers had no text, and so no TTFT.")
+    if figures.get("without_length"):
+        found.append(
+            f"The length of {figures['without_length']} sounds is unknown, and not counted."
+        )
     if figures["client_cpu_percent"] > BUSY_PERCENT:
         found.append("The client was busy nearly all the time: its own delay is in the latencies.")
     return found
@@ -101,27 +105,37 @@ def _totals(asked: argparse.Namespace, figures: Figures) -> Table:
 
 
 def _total_rows(asked: argparse.Namespace, figures: Figures) -> list[tuple[str, str]]:
-    mark = "~" if figures["estimated"] else ""
     rows = [
         ("Completed requests", f"{figures['completed']:,}"),
         ("Refused (429, 503)", f"{figures['refused']:,}"),
         ("Failed", f"{figures['failed']:,}"),
         ("Duration", f"{figures['duration']:.2f} s"),
-        ("Input tokens", f"{mark}{figures['total_input_tokens']:,}"),
-        ("Output tokens", f"{mark}{figures['total_output_tokens']:,}"),
         ("Requests a second", f"{figures['request_throughput']:.2f}"),
-        ("Output tokens a second", f"{mark}{figures['output_throughput']:,.1f}"),
-        ("    in the best second", f"{mark}{figures['max_output_tokens_per_s']:,.1f}"),
-        ("All tokens a second", f"{mark}{figures['total_token_throughput']:,.1f}"),
-        ("Most requests at a time", f"{figures['max_concurrent_requests']:,}"),
-        ("Client's CPU", f"{figures['client_cpu_percent']:.0f} % of a core"),
     ]
     if asked.goodput:
         goals = ", ".join(f"{TITLES[name]} ≤ {value:g} ms" for name, value in asked.goodput.items())
-        rows.insert(7, (f"    with {goals}", f"{figures['request_goodput']:.2f}"))
+        rows.append((f"    with {goals}", f"{figures['request_goodput']:.2f}"))
+    if asked.audio:
+        rows.append(("Sound", f"{figures['total_audio_seconds']:,.1f} s"))
+        rows.append(("Seconds of sound a second", f"{figures['rtfx']:,.2f}"))
+    if not asked.audio or asked.stream:
+        rows += _token_rows(figures)
+    rows.append(("Most requests at a time", f"{figures['max_concurrent_requests']:,}"))
+    rows.append(("Client's CPU", f"{figures['client_cpu_percent']:.0f} % of a core"))
     if "max_send_delay_ms" in figures:
         rows.append(("Latest send after its arrival", f"{figures['max_send_delay_ms']:.1f} ms"))
     return rows
+
+
+def _token_rows(figures: Figures) -> list[tuple[str, str]]:
+    mark = "~" if figures["estimated"] else ""
+    return [
+        ("Input tokens", f"{mark}{figures['total_input_tokens']:,}"),
+        ("Output tokens", f"{mark}{figures['total_output_tokens']:,}"),
+        ("Output tokens a second", f"{mark}{figures['output_throughput']:,.1f}"),
+        ("    in the best second", f"{mark}{figures['max_output_tokens_per_s']:,.1f}"),
+        ("All tokens a second", f"{mark}{figures['total_token_throughput']:,.1f}"),
+    ]
 
 
 def title(asked: argparse.Namespace, figures: Figures) -> str:

@@ -119,6 +119,16 @@ def throughputs(run: Run, goals: Goals) -> dict[str, Any]:
     }
 
 
+def sound_figures(run: Run) -> dict[str, Any]:
+    """How much sound was transcribed; `rtfx` is its seconds in each second of the run."""
+    known = [a.audio_seconds for a in run.completed if a.audio_seconds is not None]
+    return {
+        "total_audio_seconds": sum(known),
+        "rtfx": sum(known) / (run.duration or math.inf),
+        "without_length": len(run.completed) - len(known),
+    }
+
+
 def problems(run: Run) -> dict[str, Any]:
     """What went wrong, kind by kind, and how long refusals took."""
     found = {
@@ -145,7 +155,7 @@ def figures(
         "failed": len(run.failed),
         "refused": len(run.refused),
         "estimated": sum(answer.is_estimated for answer in run.completed),
-        "without_text": sum(not answer.text_times for answer in run.completed),
+        "without_text": sum(a.is_streamed and not a.text_times for a in run.completed),
         **throughputs(run, goals),
         **latencies,
         **problems(run),

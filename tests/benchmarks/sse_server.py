@@ -12,6 +12,7 @@ from benchmarks.load.client import Client, Target, open_session
 from benchmarks.load.options import CHAT, COMPLETIONS
 from benchmarks.load.outcome import Outcome
 from benchmarks.load.prompts import Prompt
+from benchmarks.load.sounds import TRANSCRIPTIONS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PROMPT = Prompt("one two three", 5)
@@ -73,10 +74,11 @@ async def list_models(_: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[str]:
-    """The URL of a server whose two endpoints answer by this handler."""
-    app = web.Application()
+    """The URL of a server whose three endpoints answer by this handler."""
+    app = web.Application(client_max_size=2**23)  # of sounds
     app.router.add_post(CHAT, handler)
     app.router.add_post(COMPLETIONS, handler)
+    app.router.add_post(TRANSCRIPTIONS, handler)
     app.router.add_get("/v1/models", list_models)
     async with TestServer(app) as server:
         yield str(server.make_url("")).rstrip("/")

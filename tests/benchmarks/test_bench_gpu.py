@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu
-from benchmarks.gpu import equality, kernel
+from benchmarks.gpu import equality, kernel, whisper
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.record import Record, Row, Stage, Unavailable, Values, Wrong
 from gpu_worker.attention.backend import AttentionRules
 from gpu_worker.attention.torch_paged import TorchAttention
+from gpu_worker.families.whisper import Whisper
 from gpu_worker.kv_cache import KVGeometry
+from scheduler.plan import Admission
 
 FACTS = {"commit": "a", "device": "b", "torch": "c", "transformers": "d"}
 REHEARSAL = Machine(torch.device("cpu"), is_rehearsal=True)
@@ -66,7 +68,7 @@ def test_without_a_gpu_every_row_says_why_it_is_skipped(
     assert bench_gpu.main(["--output", str(tmp_path)]) == 0
     record = recorded(tmp_path)
     assert {row["stage"] for row in record["rows"]} == {
-        "equality", "kernel", "decode", "eager", "compiled", "peers", "prefix", "later",
+        "equality", "kernel", "decode", "eager", "compiled", "peers", "prefix", "whisper", "later",
     }  # fmt: skip
     reasons = {row["skipped"] for row in record["rows"] if row["stage"] != "later"}
     assert reasons == {"no CUDA device"}
@@ -84,6 +86,22 @@ def test_a_rehearsal_measures_decoding_with_every_number(tmp_path: Path) -> None
     for row in decodes:
         assert row["tokens_per_second"] > 0
         assert 0 < row["share_of_measured_bandwidth"] < 1
+
+
+def test_a_rehearsal_measures_whisper_in_both_shapes_with_every_number(tmp_path: Path) -> None:
+    arguments = ["--rehearse", "--stages", "whisper", "--output", str(tmp_path)]
+    assert bench_gpu.main(arguments) == 0
+    equality_row, *rows = recorded(tmp_path)["rows"]
+    assert equality_row["equal_answers"] == 16
+    parts = ["encode 1", "encode 2", "decode 4", "decode 2", "decode 1", "saturated"]
+    assert [row["row"] for row in rows] == [
+        f"{shape}, {part}" for shape in ("large-v3", "turbo") for part in parts
+    ]
+    for row in rows:
+        speed = {"encode": "windows_per_second", "decode": "ms_per_step"}
+        key = speed.get(row["row"].split()[1], "sound_seconds_per_second")
+        assert row[key] > 0
+        assert 0 < row.get("share_of_measured_bandwidth", 0.5) < 1
 
 
 def test_a_stage_that_does_not_exist_is_refused_by_name(
@@ -184,6 +202,17 @@ def test_answers_of_a_small_model_are_compared_token_by_token() -> None:
     values = equality.compare(REHEARSAL, "llama")
     assert values["of"] == len(equality.PROMPT_LENGTHS) * equality.ANSWER_TOKENS
     assert values["equal_tokens"] > 0.9 * values["of"]
+
+
+def test_a_sound_that_is_encoded_otherwise_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Whisper.encode
+
+    def halved(self: Whisper, admissions: Sequence[Admission]) -> torch.Tensor:
+        return 0.5 * encode(self, admissions)
+
+    monkeypatch.setattr(Whisper, "encode", halved)
+    with pytest.raises(Wrong, match="of request"):
+        whisper.compare(REHEARSAL)
 
 
 def test_a_single_other_token_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

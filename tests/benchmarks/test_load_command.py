@@ -276,6 +276,15 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_is_sent(
         ("--goodput itl:5", "'itl:5' is not METRIC:MILLISECONDS with one of ttft, tpot, e2el"),
         ("--metadata commit", "'commit' is not KEY=VALUE"),
         ("--extra-body [1]", "--extra-body: not a JSON object"),
+        ("--stream", "--stream: needs --audio; texts are always streamed"),
+        ("--audio a --endpoint /v1/completions", "--endpoint: --audio sends sounds in place of"),
+        ("--audio a --dataset-name random", "--dataset-name: --audio sends sounds in place of"),
+        ("--audio a --random-input-len 5", "--random-input-len: --audio sends sounds in place of"),
+        ("--audio a --ignore-eos", "--ignore-eos: a transcript ends where its sound does"),
+        ("--audio a --percentile-metrics e2el,ttft", "metrics: ttft of a sound needs --stream"),
+        ("--audio a --goodput tpot:5", "--goodput: tpot of a sound needs --stream"),
+        ('--audio a --extra-body {"stream":1}', "--extra-body: with --audio, stream is set by its"),
+        ("--audio a --spawn-rate 5", "--spawn-rate: needs --users"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_flags_name(

@@ -42,8 +42,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def in_virtual_time(
-    scenario: Callable[[Callable[[], float]], Coroutine[Any, Any, Traffic]],
-) -> Traffic:
+    scenario: Callable[[Callable[[], float]], Coroutine[Any, Any, Traffic[Prompt]]],
+) -> Traffic[Prompt]:
     """Runs a scenario, which is given the clock."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         clock = runner.get_loop().time
@@ -67,10 +67,10 @@ def answering_after(
 
 def send(
     times: Iterator[float], num: int, seconds: float, max_concurrency: int | None = None
-) -> Traffic:
+) -> Traffic[Prompt]:
     """Sends some prompts at these times to a server that takes that long."""
 
-    async def scenario(clock: Callable[[], float]) -> Traffic:
+    async def scenario(clock: Callable[[], float]) -> Traffic[Prompt]:
         traffic = Traffic(answering_after(seconds, clock), clock)
         await traffic.send_arrivals(repeat(PROMPT, num), times, max_concurrency)
         return traffic
@@ -80,10 +80,10 @@ def send(
 
 def send_users(
     joins: list[float], duration: float, seconds: float, *, fails: bool = False
-) -> Traffic:
+) -> Traffic[Prompt]:
     """Lets users ask such a server."""
 
-    async def scenario(clock: Callable[[], float]) -> Traffic:
+    async def scenario(clock: Callable[[], float]) -> Traffic[Prompt]:
         traffic = Traffic(answering_after(seconds, clock, fails=fails), clock)
         await traffic.send_users(repeat(PROMPT), joins, duration)
         return traffic
@@ -91,7 +91,7 @@ def send_users(
     return in_virtual_time(scenario)
 
 
-def sent(traffic: Traffic) -> list[float]:
+def sent(traffic: Traffic[Prompt]) -> list[float]:
     """When each request was sent, in their order."""
     return sorted(outcome.sent for outcome in traffic.outcomes)
 
@@ -179,7 +179,7 @@ def test_a_user_who_got_no_answer_pauses_before_asking_again() -> None:
 def test_every_change_is_told_with_the_number_of_open_requests() -> None:
     seen: list[tuple[int, int]] = []
 
-    async def scenario(clock: Callable[[], float]) -> Traffic:
+    async def scenario(clock: Callable[[], float]) -> Traffic[Prompt]:
         traffic = Traffic(
             answering_after(1.0, clock),
             clock,
@@ -193,9 +193,9 @@ def test_every_change_is_told_with_the_number_of_open_requests() -> None:
 
 
 def test_an_interrupted_run_keeps_what_has_ended() -> None:
-    kept: list[Traffic] = []
+    kept: list[Traffic[Prompt]] = []
 
-    async def scenario(clock: Callable[[], float]) -> Traffic:
+    async def scenario(clock: Callable[[], float]) -> Traffic[Prompt]:
         kept.append(Traffic(answering_after(1.0, clock), clock))
         async with asyncio.timeout(2.5):
             await kept[0].send_arrivals(repeat(PROMPT, 9), repeat(0.0), 1)
