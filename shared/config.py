@@ -12,7 +12,8 @@ from typing import Any
 from shared.flag import flag, listed
 
 DEMO_DIRECTORY = Path(__file__).resolve().parent.parent / "demo"
-BUILT_IN_MODELS = {"demo": DEMO_DIRECTORY / "chat", "demo-t5": DEMO_DIRECTORY / "t5"}
+_DEMOS = {"demo": "chat", "demo-t5": "t5", "demo-whisper": "whisper"}
+BUILT_IN_MODELS = {name: DEMO_DIRECTORY / folder for name, folder in _DEMOS.items()}
 
 
 def is_local_path(hf_model: str) -> bool:
@@ -49,7 +50,8 @@ class ModelConfig:
 
     hf_model: str = flag(
         "mesolitica/malaysian-llama2-7b-32k-instructions",
-        "Hugging Face id or local directory; `demo` and `demo-t5` are built in: a chat model, a T5",
+        "Hugging Face id or local directory; `demo`, `demo-t5` and `demo-whisper` are built in: a "
+        "chat model, a T5, a Whisper",
         is_basic=True,
     )
     max_model_len: int = flag(
