@@ -6,6 +6,7 @@ It handles what is the same in every room (`AddressBook`, `Stop`) and hands over
 import gc
 import logging
 import time
+from collections.abc import Collection
 
 from shared.config import Identity
 from shared.messages import (
@@ -78,10 +79,15 @@ class Mailbox:
             self._beat_due = now + BEAT_SECONDS
             self.send(LAUNCHER, RoomGetsOn(self.identity.room, self.identity.epoch))
 
-    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
-        """Returns the messages of this room's own work; waits for the first if there is none."""
+    def receive(
+        self, timeout_seconds: float | None = 0.0, descriptors: Collection[int] = ()
+    ) -> list[Message]:
+        """Returns the messages of this room's own work; waits for the first if there is none.
+
+        It waits no longer once one of the descriptors can be read.
+        """
         work: list[Message] = []
-        for message in self._inbox.receive(timeout_seconds):
+        for message in self._inbox.receive(timeout_seconds, descriptors):
             match message:
                 case AddressBook():
                     self.update_peers(message)

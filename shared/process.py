@@ -5,12 +5,10 @@ its launcher. A room dies with its launcher (prctl(2), PR_SET_PDEATHSIG) and ign
 and SIGHUP: only the launcher's `Stop` ends it, so that rooms end in order.
 """
 
-import ctypes
 import faulthandler
 import importlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import setproctitle
 
 from shared import logs
+from shared.child import name_process, settle
 from shared.config import (
     DetokenizerConfig,
     FrontendConfig,
@@ -32,9 +30,6 @@ from shared.errors import EXIT_FAILED, FatalError
 from shared.mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
-
-TITLE = "transformers-openai-api"
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -67,14 +62,12 @@ class ChildProcess:
 def main(config_path: str) -> int:
     """Runs one room to its end and returns the exit status."""
     child = msgspec.json.decode(Path(config_path).read_bytes(), type=ChildProcess)
-    _die_with(child.launcher_pid)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    settle(child.launcher_pid)
     kind = ROOM_KINDS[child.kind]
     config: Any = msgspec.convert(child.config, kind.config_class)
     identity: Identity = config.identity
     faulthandler.enable()  # the stack goes to the log at a crash, or when the launcher aborts us
-    setproctitle.setproctitle(f"{TITLE}: {identity.room}")
+    name_process(identity.room)
     logs.set_up(identity.room, child.loglevel, child.log_format)
     _hide_hqq()
     return _run(kind.entry, config)
@@ -113,15 +106,6 @@ def _hide_hqq() -> None:
     hqq brings torch's compiler, a fifth of all that the worker and the tokenizer import.
     """
     sys.modules["hqq"] = None  # type: ignore[assignment]  # as import_module() wants it said
-
-
-def _die_with(launcher_pid: int) -> None:
-    """Asks the kernel for SIGKILL when the launcher dies; exits if it is dead already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != launcher_pid:
-        sys.exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ request must handle the loss (see `frontend/ledger.py`).
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import zmq
@@ -47,13 +47,20 @@ class Inbox:
         """A descriptor that becomes readable on arrival; edge-triggered, so drain it each time."""
         return int(self._socket.getsockopt(zmq.FD))
 
-    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
-        """Returns all that has arrived; waits for the first at most this long (None: for ever)."""
+    def receive(
+        self, timeout_seconds: float | None = 0.0, descriptors: Collection[int] = ()
+    ) -> list[Message]:
+        """Returns all that has arrived; waits for the first at most this long (None: for ever).
+
+        It waits no longer once one of the descriptors can be read.
+        """
         if timeout_seconds != 0.0:
             # Rounded up: half a millisecond that became 0 would turn a caller's wait into a spin.
-            self._socket.poll(
-                None if timeout_seconds is None else math.ceil(timeout_seconds * 1000)
-            )
+            limit = None if timeout_seconds is None else math.ceil(timeout_seconds * 1000)
+            poller = zmq.Poller()
+            for readable in (self._socket, *descriptors):
+                poller.register(readable, zmq.POLLIN)
+            poller.poll(limit)
         messages: list[Message] = []
         while (frames := self._next_frames()) is not None:
             try:

@@ -2,32 +2,34 @@
 
 What a file is, is found by its content; its name means nothing. libsndfile reads WAV, FLAC, Ogg,
 Opus, MP3 and a few others; PyAV, where it is installed, else the ffmpeg program, reads MP4 (m4a)
-and Matroska (webm). Nothing that a file names is opened.
+and Matroska (webm). Nothing that a file names is opened. Decoders crash and hang over hostile
+files, so all of this runs in a process of its own for each of them (`decoder.py`).
 """
 
+import importlib
 import io
 import os
+import pkgutil
 import select
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from itertools import chain
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 
+from shared.child import die_with
 from shared.errors import BadRequest
+from tokenizer_proc.samples import Samples
 
 av: Any = None
 with suppress(ImportError):  # an extra: its wheels are GPL
     import av
-
-Samples = npt.NDArray[np.float32]
 
 MAX_CHANNELS = 32
 RATES = (1_000, 400_000)  # Hz, of the file
@@ -52,6 +54,18 @@ def read_sound(data: bytes, rate: int, max_seconds: float, param: str) -> Iterat
     if first is None:
         raise BadRequest(f"'{param}' holds no sound.", param)
     return chain((first,), pieces)
+
+
+def import_all() -> None:
+    """Imports what PyAV would import when a file needs it, where nothing can be opened any more."""
+    for module in pkgutil.walk_packages(av.__path__, "av.") if av is not None else ():
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def needs_program(data: bytes) -> bool:
+    """True for what another program must read."""
+    return av is None and _container(data) is not None
 
 
 def _opened(
@@ -129,17 +143,16 @@ def _by_pyav(
 def _by_ffmpeg(
     data: bytes, container: str, rate: int, program: str, param: str
 ) -> Generator[tuple[int, Samples]]:
-    """Some files can be read only from a place where one can go back, so it gets one."""
-    with tempfile.NamedTemporaryFile() as file:
+    """Some files can be read only from a place where one can go back, so it gets one in memory."""
+    with open(os.memfd_create("sound"), "wb") as file:  # noqa: PTH123 — a descriptor, no path
         file.write(data)
         file.flush()
         arguments = (
             program, "-nostdin", "-loglevel", "quiet", "-protocol_whitelist", "file,pipe",
-            "-f", container, "-i", file.name, "-map", "0:a:0", "-ac", "1", "-ar", str(rate),
-            "-f", "f32le", "pipe:1",
+            "-f", container, "-i", f"/proc/self/fd/{file.fileno()}", "-map", "0:a:0",
+            "-ac", "1", "-ar", str(rate), "-f", "f32le", "pipe:1",
         )  # fmt: skip
-        # Our own arguments, and a program found on the PATH.
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, bufsize=0) as process:  # noqa: S603
+        with _started(arguments, file.fileno()) as process:
             assert process.stdout is not None
             try:
                 while piece := _read(process.stdout, 4 * int(PIECE_SECONDS * rate), param):
@@ -149,6 +162,17 @@ def _by_ffmpeg(
                 process.kill()
             if status != 0:
                 raise BadRequest(f"'{param}' is no sound file that can be read.", param)
+
+
+def _started(arguments: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
+    """A program found on the PATH, with our own arguments; it dies with this process."""
+    return subprocess.Popen(  # noqa: S603
+        arguments,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=(descriptor,),
+        preexec_fn=partial(die_with, os.getpid()),
+    )
 
 
 def _read(pipe: IO[bytes], num_bytes: int, param: str) -> bytes:

@@ -8,9 +8,33 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "reliability"
-# The cases are numbered as in the plan that this suite was written from: C processes, D connections
-# and streams, E queue and cache, F start, stop and environment.
+# The cases are numbered as in the plan that this suite was written from: B sounds, C processes, D
+# connections and streams, E queue and cache, F start, stop and environment.
 CASES: dict[str, tuple[str, ...]] = {
+    "B01 what is no sound": (f"{HERE}/test_sounds.py::test_what_is_no_sound_is_refused",),
+    "B02 headers that lie": (f"{HERE}/test_sounds.py::test_headers_that_lie_cost_nothing",),
+    "B03 hours in a small file": (
+        f"{HERE}/test_sounds.py::test_hours_in_a_small_file_are_refused_at_the_limit",
+        "tokenizer_proc/test_decoding.py::test_three_hours_pass_through_little_memory",
+    ),
+    "B04 odd forms": (f"{HERE}/test_sounds.py::test_forms_that_are_none_are_refused",),
+    "B05 playlists": (
+        f"{HERE}/test_sounds.py::test_nothing_is_opened_that_a_file_names",
+        "tokenizer_proc/test_decoding.py::test_limits_are_the_kernels",
+    ),
+    "B06 uploads at their limit, and slow ones": (
+        f"{HERE}/test_sounds.py::test_uploads_up_to_their_limit",
+        f"{HERE}/test_sounds.py::test_an_upload_that_drips_is_ended",
+    ),
+    "B07 silence, the very limit, odd fields": (
+        f"{HERE}/test_sounds.py::test_odd_sounds_and_fields_end",
+        f"{HERE}/test_sounds.py::test_the_very_limit",
+    ),
+    "B08 a decoder crashes": (
+        f"{HERE}/test_sounds.py::test_a_decoder_that_crashes_fails_its_own_request_alone",
+        "tokenizer_proc/test_decoding.py::test_the_worst_that_a_file_can_do_is_a_refusal",
+        "tokenizer_proc/test_decoding.py::test_one_that_hangs_is_ended",
+    ),
     "C01 worker killed under load": (
         f"{HERE}/test_processes.py::test_a_killed_room_is_replaced_and_harms_only_what_was_in_it",
         f"{HERE}/test_many_deaths.py::test_many_deaths_in_a_row",
@@ -158,6 +182,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "F14 the unit": ("test_deploy.py::test_systemd_understands_the_unit",),
 }
 ASKED = [
+    *(f"B{number:02}" for number in range(1, 9)),
     *(f"C{number:02}" for number in range(1, 17)),
     *("D01", "D02", "D03", "D04", "D09", "D12"),
     *("E02", "E03", "E04", "E05", "E06", "E07", "E10", "E11", "E12"),

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import soundfile
 
-from tokenizer_proc.sound import Samples
+from tokenizer_proc.samples import Samples
 
 RATE = 16_000
 

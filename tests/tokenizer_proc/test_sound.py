@@ -13,7 +13,8 @@ import pytest
 from shared.errors import BadRequest
 from tests.tokenizer_proc.sounds import RATE, encoded, packed, tone
 from tokenizer_proc import sound
-from tokenizer_proc.sound import Samples, read_sound
+from tokenizer_proc.samples import Samples
+from tokenizer_proc.sound import read_sound
 
 SECONDS = 2.5
 FILES = {
