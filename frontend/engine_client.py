@@ -56,6 +56,7 @@ from shared.messages import (
     RoomGetsOn,
     RoomReady,
     RoomStarted,
+    SoundRead,
     StageReached,
     StepsAcknowledged,
     Stop,
@@ -302,8 +303,8 @@ class EngineClient:
                 self._let_go(self._ledger.accept(message))
             case Encoded() | Decoded() | Pooled():
                 self._answer_at_once(message)
-            case WindowRead():
-                self._let_go(self._ledger.add_window(message))
+            case WindowRead() | SoundRead():
+                self._let_go(self._ledger.read_sound(message))
             case RequestFailed():
                 error = RequestError(message.code, message.message, message.param)
                 request_id, _ = sound_of(message.request_id)

@@ -12,6 +12,7 @@ from frontend.metrics import Metrics
 from frontend.submission import Embedding, Transcription, Wanted
 from shared.mailbox import Mailbox
 from shared.messages import WindowTaken
+from shared.windows import is_silent
 
 Sink = Callable[[Event], None]
 
@@ -67,8 +68,11 @@ class Entries:
 
     def _ask_for_more(self, request_id: str, sink: Sink, event: Event) -> None:
         """Passes an event of a sound on; when a window is in words, one more may be sent."""
-        if isinstance(event, TextAdded) and event.finish_reason is not None:
+        if isinstance(event, TextAdded) and event.heard is not None:
             reader = self._ledger.tokenizer_of(request_id)
             if reader is not None:
-                self._mailbox.send(reader.room, WindowTaken(request_id))
+                said = () if is_silent(event.heard) else event.tokens
+                token_ids = tuple(token.token_id for token in said)
+                taken = WindowTaken(request_id, token_ids, event.heard.last_temperature)
+                self._mailbox.send(reader.room, taken)
         sink(event)

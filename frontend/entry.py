@@ -105,10 +105,10 @@ class Entry:
         return tuple(life for life in lives if life is not None)
 
     def open_window(self, number: int) -> None:
-        """Makes a window known, by the tokenizer's word or by its first text."""
-        if number == self.num_windows:
+        """Makes a window known, by the tokenizer's word or by its text, and those before it."""
+        while self.num_windows <= number:
+            self.next_seqs[self.num_windows] = 0
             self.num_windows += 1
-            self.next_seqs[number] = 0
 
     def silent_names(self) -> list[str]:
         """What the worker calls those of its answers of which nothing has been heard."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from shared.errors import RequestError
-from shared.parts import ScoredToken
+from shared.parts import Heard, ScoredToken
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class TextAdded(Struct, frozen=True, gc=False):
     stop_reason: str | int | None = None  # the caller's stop string or token that ended it
     tokens: tuple[ScoredToken, ...] = ()  # of this text, where their logprobs were asked for
     thoughts: str = ""  # what the model thought before this text
+    heard: Heard | None = None  # with the last piece, of a window of sound
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from frontend.events import (
 )
 from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
-from shared.messages import PromptAccepted, TextProduced, WindowRead
+from shared.messages import PromptAccepted, SoundRead, TextProduced, WindowRead
 from shared.parts import (
     TextEnded,
 )
@@ -111,21 +111,19 @@ class Ledger:
         early, entry.early = entry.early, []
         return self._take_rows((entry.request_id, row) for row in early)
 
-    def add_window(self, read: WindowRead) -> list[Abandoned]:
-        """Takes the tokenizer's word of a window, which its first text may have overtaken."""
+    def read_sound(self, read: WindowRead | SoundRead) -> list[Abandoned]:
+        """Takes the tokenizer's word of a sound's next window, or that no further one will come.
+
+        A window's first text may have overtaken it.
+        """
         entry = self._entries.get(read.request_id)
         if entry is None:
             return []
         if entry.state is not State.TOKENISING or not entry.hears:
             return self._abandon([entry], _lost())
-        if read.number == 0:
-            entry.sink(Accepted(0))
-        entry.open_window(read.number)
-        started = WindowStarted(
-            read.number, read.start_seconds, read.seconds, read.first_time_id, read.mark_seconds
-        )
-        entry.sink(started)
-        if read.is_last:
+        if isinstance(read, WindowRead):
+            _add_window(entry, read)
+        else:
             entry.is_read = True
             entry.move(State.RUNNING)
             entry.passed_on_by, entry.tokenizer = entry.tokenizer, None
@@ -276,6 +274,17 @@ class Ledger:
         entry.sink(outcome)
 
 
+def _add_window(entry: Entry, read: WindowRead) -> None:
+    if read.number == 0:
+        entry.sink(Accepted(0))
+        entry.first_token_deadline = math.inf  # a window's words come with its end
+    entry.open_window(read.number)
+    started = WindowStarted(
+        read.number, read.start_seconds, read.seconds, read.first_time_id, read.mark_seconds
+    )
+    entry.sink(started)
+
+
 def _rows(produced: TextProduced) -> Iterator[tuple[str, Row]]:
     worker = Life(f"worker-{produced.worker_id}", produced.epoch)
     ends = {(end.request_id, end.choice): end for end in produced.ended}
@@ -296,6 +305,7 @@ def _rows(produced: TextProduced) -> Iterator[tuple[str, Row]]:
         stop_reason = end.stop_reason if end else None
         request_id, window = sound_of(name)
         choice = number + window  # a window is one answer
-        added = TextAdded(choice, text, num_tokens, reason, stop_reason, tokens, thoughts)
+        heard = end.heard if end else None
+        added = TextAdded(choice, text, num_tokens, reason, stop_reason, tokens, thoughts, heard)
         prompt = prompts.pop(name, ()) if prompts else ()
         yield request_id, Row(name, worker, seq, added, prompt, end)

@@ -54,14 +54,15 @@ class Meter:
             case Accepted():
                 self._prompt_tokens = event.prompt_tokens
                 self._times.prompt_tokens.inc(event.prompt_tokens)
-            case WindowStarted(seconds=seconds):
-                self._sound_seconds += seconds
+            case WindowStarted(start_seconds=start, seconds=seconds):  # they may overlap
+                self._sound_seconds = max(self._sound_seconds, start + seconds)
             case PromptRead() | TokensFound() | TextFound():
                 pass  # costs no answer any time
             case VectorsFound():
                 self._end("stop", "stop", now)
             case Finished(_, cached_tokens):
                 self._times.cached_tokens.inc(cached_tokens)
+                self._times.sound_seconds.inc(self._sound_seconds)
                 self._end(self._finish_reason, self._finish_reason, now)
             case Failed(error):
                 self._end("error", f"error ({error.code})", now)

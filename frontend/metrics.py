@@ -111,6 +111,9 @@ class RequestTimes:
         self.cached_tokens = make.counter(
             "vllm:prompt_tokens_cached", "Prompt tokens whose keys and values were cached."
         )
+        self.sound_seconds = make.counter(
+            f"{_OURS}:audio_seconds", "Seconds of sound that were put into words."
+        )
         self.tokens = make.token_tallies(_INTER_TOKEN)
         self.first_token = make.histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN

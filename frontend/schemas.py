@@ -28,6 +28,7 @@ MAX_INPUTS = 2048  # of one embedding request (OpenAI)
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
+MIN_TEMPERATURE_STEP = 0.05  # of a sound's tries, of which there are 21 then; or 0
 _INT64 = 2**63
 _INT31 = 2**31 - 1
 
@@ -68,6 +69,14 @@ NotEmpty = Annotated[str, Meta(min_length=1)]
 Inputs = Annotated[
     list[NotEmpty | TokenId | TokenIds],
     Meta(min_length=1, extra_json_schema=_one_or_several(MAX_INPUTS)),
+]
+TemperatureStep = Annotated[
+    float,
+    Meta(
+        ge=0,
+        le=1,
+        extra_json_schema={"anyOf": [{"const": 0}, {"minimum": MIN_TEMPERATURE_STEP}]},
+    ),
 ]
 Null = Annotated[
     Any, Meta(extra_json_schema={"type": "null"})
@@ -198,6 +207,12 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARACTERS)] | None = None
 
 
+class ServerVad(Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenAI's name for cutting a sound where it is quiet; its parameters are refused."""
+
+    type: Literal["server_vad"]
+
+
 class SoundRequest(Struct, frozen=True, kw_only=True):
     """The form of POST /v1/audio/transcriptions and translations, but for `file`."""
 
@@ -206,6 +221,7 @@ class SoundRequest(Struct, frozen=True, kw_only=True):
     prompt: str = ""
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 0.0
+    temperature_inc: TemperatureStep | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
     top_k: Annotated[int, Meta(ge=-1)] = 0
     repetition_penalty: Annotated[
@@ -215,7 +231,7 @@ class SoundRequest(Struct, frozen=True, kw_only=True):
     stream: bool = False
     timestamp_granularities: list[Literal["segment", "word"]] = []
     include: list[Literal["logprobs"]] = []
-    chunking_strategy: str | None = None
+    chunking_strategy: Literal["auto", "sequential"] | ServerVad | None = None
 
 
 class TokenizeRequest(Struct, frozen=True, kw_only=True):

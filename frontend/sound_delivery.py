@@ -74,7 +74,7 @@ class _Answer:
 
     async def _whole(self, generation: Generation, pulse: Pulse) -> None:
         await generation.accepted()
-        transcript = Transcript()
+        transcript = self._transcript()
         async for _ in _heard(generation, transcript):
             pass
         ask = self._ask
@@ -82,8 +82,8 @@ class _Answer:
             transcript,
             ask.response_format,
             task=ask.task,
-            temperature=ask.wanted.sampling.temperature,
             has_logprobs=ask.has_logprobs,
+            granularities=ask.granularities,
         )
         kind = transcript_shapes.MEDIA_TYPES[ask.response_format]
         with pulse:
@@ -92,18 +92,23 @@ class _Answer:
 
     async def _stream(self, generation: Generation, pulse: Pulse) -> None:
         await generation.accepted()
-        transcript, writer = Transcript(), _Writer(self._ask.response_format)
+        transcript, writer = self._transcript(), _Writer(self._ask.response_format)
         with pulse:
             headers = {"content-type": stream.MEDIA_TYPE, "cache-control": "no-cache"}
             await self._start(pulse, {**headers, "x-accel-buffering": "no"})
             try:
                 async for windows in _heard(generation, transcript, is_nudged=True):
                     data = b"".join(map(writer.window, windows)) or stream.KEEP_ALIVE
+                    for window in windows:
+                        window.forget()  # a long sound has thousands
                     await _write(pulse, data, is_last=False)
                 data = writer.done(transcript)
             except _FailedError as failure:
                 data = sse(error_object(failure.failed.error))
             await _write(pulse, data + stream.DONE, is_last=True)
+
+    def _transcript(self) -> Transcript:
+        return Transcript(is_sequential=self._ask.wanted.options.is_sequential)
 
     async def _start(self, pulse: Pulse, headers: dict[str, str]) -> None:
         named = with_ignored_fields(headers, self._ask.ignored_fields)

@@ -1,15 +1,16 @@
 """A form with a sound to what the rooms behind need, or `BadRequest`. Pure."""
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from frontend import decoding, fields
+from frontend import chunking, decoding, fields
 from frontend.forms import Form
 from frontend.sampling_fields import MANY
-from frontend.schemas import SoundRequest
+from frontend.schemas import MIN_TEMPERATURE_STEP, SoundRequest
 from frontend.served_model import ServedModel
 from frontend.submission import Transcription
+from frontend.transcript_shapes import SEGMENT, WORD
 from shared.errors import BadRequest, ErrorCode
 from shared.parts import TranscriptOptions
 from shared.sampling import NUM_SEEDS, SamplingParams
@@ -17,6 +18,8 @@ from shared.sampling import NUM_SEEDS, SamplingParams
 TRANSCRIBE, TRANSLATE = "transcribe", "translate"
 _LISTS = ("timestamp_granularities", "include")
 _NOTHING = frozenset({"", "null", "none"})  # a language as some clients leave it out
+_TEMPERATURE_STEP = 0.2  # of further tries, where the first is at 0 (Whisper's reference)
+_MAX_TEMPERATURE = 1.0  # of further tries
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class SoundAsk:
     response_format: str
     stream: bool
     has_logprobs: bool
+    granularities: frozenset[str]  # what is told with its times: segments, words or both
     ignored_fields: str
 
     @property
@@ -36,19 +40,22 @@ class SoundAsk:
 
 
 def sound(form: Form, model: ServedModel, task: str, random_seed: int) -> SoundAsk:
-    """The request in this form; `random_seed` is for one without a seed."""
+    """The request in this form; `random_seed` is for one with a temperature and no seed."""
     given = _given(form)
     fields.SOUND.refuse_unsupported(given)
     request = decoding.convert(given, SoundRequest, is_form=True)
     if request.model is not None:
         model.require(request.model)
     _check(request)
-    seed = random_seed if request.seed is None else request.seed
+    seed = _seed(request, random_seed)
     language = (request.language or "").strip()
     options = TranscriptOptions(
         task=task,
         language=None if language.lower() in _NOTHING else language,
         prompt=request.prompt,
+        times_words=WORD in request.timestamp_granularities,
+        is_sequential=request.chunking_strategy == "sequential",
+        temperatures=_temperatures(request),
     )
     sampling = SamplingParams(
         seed=seed % NUM_SEEDS,
@@ -62,17 +69,54 @@ def sound(form: Form, model: ServedModel, task: str, random_seed: int) -> SoundA
         request.response_format,
         request.stream,
         "logprobs" in request.include,
+        frozenset(request.timestamp_granularities or (SEGMENT,)),
         fields.SOUND.ignored_names(given),
     )
 
 
 def _given(form: Form) -> dict[str, Any]:
-    """The fields by name: a list's name may have brackets; of others the last one counts."""
+    """The fields by name; of values that are no list the last one counts.
+
+    A list's name may have brackets, and its items may be in one text, with commas between them.
+    """
+    _require_one_temperature(form)
     given: dict[str, Any] = {}
     for name, values in form.fields.items():
-        plain = name.partition("[")[0]  # also of the parts of an object
-        given[plain] = values if plain in _LISTS else values[-1]
+        plain = name.partition("[")[0]  # also of the members of an object
+        if plain in _LISTS:
+            items = [item.strip() for value in values for item in value.split(",")]
+            given.setdefault(plain, []).extend(filter(None, items))
+        else:
+            given[plain] = values[-1]
+    given[chunking.NAME] = chunking.chunking_strategy(form.fields)
     return given
+
+
+def _require_one_temperature(form: Form) -> None:
+    """A list is what Whisper's own command and some servers take."""
+    given = {name: v for name, v in form.fields.items() if name.partition("[")[0] == "temperature"}
+    texts = [text for values in given.values() for text in values]
+    if len(texts) > 1 or any("[" in text or "," in text for text in (*given, *texts)):
+        sentence = "'temperature' must be one number: that of further tries is higher by"
+        raise BadRequest(f"{sentence} 'temperature_inc' each.", "temperature")
+
+
+def _seed(request: SoundRequest, random_seed: int) -> int:
+    """Further tries at a sound are the same whenever it comes, unless the first is random too."""
+    if request.seed is not None:
+        return request.seed
+    return random_seed if request.temperature else 0
+
+
+def _temperatures(request: SoundRequest) -> tuple[float, ...]:
+    """That of the first try, and those of further ones."""
+    first, step = request.temperature, request.temperature_inc
+    if step is None:
+        step = 0.0 if first else _TEMPERATURE_STEP
+    if not step or first >= _MAX_TEMPERATURE:
+        return (first,)
+    num_further = math.floor((_MAX_TEMPERATURE - first) / step + 1e-6)
+    return (first, *(round(first + number * step, 6) for number in range(1, num_further + 1)))
 
 
 def _file(form: Form) -> bytes:
@@ -91,14 +135,9 @@ def _file(form: Form) -> bytes:
 
 
 def _check(request: SoundRequest) -> None:
-    refusals: Mapping[str, bool] = {
-        "timestamp_granularities": "word" in request.timestamp_granularities,
-        "chunking_strategy": request.chunking_strategy not in (None, "", "auto", "null"),
-    }
-    for name, is_refused in refusals.items():
-        if is_refused:
-            sentence = f"'{name}' with this value is not supported by this server."
-            raise BadRequest(sentence, name, ErrorCode.UNSUPPORTED_PARAMETER)
+    if 0 < (request.temperature_inc or 0) < MIN_TEMPERATURE_STEP:
+        sentence = f"'temperature_inc' must be 0 or at least {MIN_TEMPERATURE_STEP}."
+        raise BadRequest(sentence, "temperature_inc")
     if request.timestamp_granularities and request.response_format != "verbose_json":
         sentence = "'timestamp_granularities' needs 'response_format' verbose_json."
         raise BadRequest(sentence, "timestamp_granularities")

@@ -1,7 +1,7 @@
 """A transcript in each of the API's formats. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
@@ -9,6 +9,7 @@ import orjson
 from frontend.stream import sse
 from frontend.transcript import Segment, Transcript
 
+SEGMENT, WORD = "segment", "word"  # what of `verbose_json` is told with its times
 MEDIA_TYPES = {
     "json": "application/json",
     "verbose_json": "application/json",
@@ -23,8 +24,8 @@ def whole(
     response_format: str,
     *,
     task: str,
-    temperature: float,
     has_logprobs: bool = False,
+    granularities: Collection[str] = (SEGMENT,),
 ) -> bytes:
     """The body of a request that did not stream."""
     segments = transcript.segments()
@@ -35,7 +36,12 @@ def whole(
             head = "WEBVTT\n\n" if response_format == "vtt" else ""
             return (head + cues(segments, response_format)).encode()
         case "verbose_json":
-            return orjson.dumps(_verbose(transcript, segments, task, temperature))
+            verbose = _verbose(transcript, segments, task)
+            if SEGMENT in granularities:
+                verbose["segments"] = _segments(segments)
+            if WORD in granularities:
+                verbose["words"] = _words(transcript)
+            return orjson.dumps(verbose)
         case _:
             body: dict[str, Any] = {"text": text_of(segments), "usage": _duration(transcript)}
             if has_logprobs:
@@ -77,31 +83,39 @@ def done(text: str, num_tokens: int, duration: float) -> bytes:
     return sse({"type": "transcript.text.done", "text": text, "usage": usage})
 
 
-def _verbose(
-    transcript: Transcript, segments: Sequence[Segment], task: str, temperature: float
-) -> dict[str, Any]:
+def _verbose(transcript: Transcript, segments: Sequence[Segment], task: str) -> dict[str, Any]:
     return {
         "task": task,
         "language": transcript.language or "en",
         "duration": round(transcript.duration, 3),
         "text": text_of(segments),
-        "segments": [
-            {
-                "id": number,
-                "seek": round(100 * segment.window_start),  # frames of 10 ms
-                "start": round(segment.start, 3),
-                "end": round(segment.end, 3),
-                "text": segment.text,
-                "tokens": segment.token_ids,
-                "temperature": temperature,
-                "avg_logprob": segment.avg_logprob,
-                "compression_ratio": segment.compression_ratio,
-                "no_speech_prob": segment.no_speech_prob,
-            }
-            for number, segment in enumerate(segments)
-        ],
         "usage": _duration(transcript),
     }
+
+
+def _segments(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": number,
+            "seek": round(100 * segment.window_start),  # frames of 10 ms
+            "start": round(segment.start, 3),
+            "end": round(segment.end, 3),
+            "text": segment.text,
+            "tokens": segment.token_ids,
+            "temperature": segment.heard.temperature,
+            "avg_logprob": segment.heard.avg_logprob,
+            "compression_ratio": segment.heard.compression_ratio,
+            "no_speech_prob": segment.heard.no_speech_prob,
+        }
+        for number, segment in enumerate(segments)
+    ]
+
+
+def _words(transcript: Transcript) -> list[dict[str, Any]]:
+    return [
+        {"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
+        for word in transcript.words()
+    ]
 
 
 def _duration(transcript: Transcript) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gpu_worker.hearing import TextOf, WindowSequence
 from scheduler.plan import NO_INPUT, EncoderInput
 from scheduler.sequence import Sequence
 from shared.errors import ErrorCode, RequestError
@@ -32,6 +33,10 @@ def _one_class(_: int) -> str:
     return ""
 
 
+def _no_text(_: list[int]) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class EncoderLimits:
     """What an encoder reads, and with what the decoder begins."""
@@ -39,6 +44,7 @@ class EncoderLimits:
     max_encoder_len: int  # tokens of a prompt, or positions of a window of sound
     start_token_ids: tuple[int, ...]  # before every answer; of a window, its prompt's
     num_feature_bytes: int = 0  # of a window of sound; 0: it reads text
+    text_of: TextOf = _no_text  # of what a window is answered with
 
 
 @dataclass(frozen=True)
@@ -105,13 +111,19 @@ def to_window(message: Listen, limits: IntakeLimits) -> Sequence:
         raise _refusal(f"impossible settings: {settings}")
     if not _has_possible_tokens(settings, message.max_tokens, limits.vocab_size):
         raise _refusal("impossible tokens to favour, to ban or to stop at")
-    return Sequence(
+    is_alignable = 0 <= message.num_aligned <= encoder.max_encoder_len
+    if not is_alignable or not _are_possible(message.temperatures):
+        raise _refusal(f"temperatures {message.temperatures}, {message.num_aligned} positions")
+    return WindowSequence(
         message.request_id,
         prompt,
         message.max_tokens,
-        frozenset({rules.end_token_id}),
         settings,
-        encoder_input=EncoderInput(encoder.max_encoder_len, features=message.features),
+        EncoderInput(encoder.max_encoder_len, features=message.features),
+        rules=rules,
+        temperatures=message.temperatures,
+        num_aligned=message.num_aligned,
+        text_of=encoder.text_of,
     )
 
 
@@ -161,6 +173,10 @@ def _end_token_ids(sampling: SamplingParams, limits: IntakeLimits) -> frozenset[
     """
     own = frozenset[int]() if sampling.ignore_eos else limits.end_token_ids
     return own | frozenset(sampling.stop_token_ids)
+
+
+def _are_possible(temperatures: tuple[float, ...]) -> bool:
+    return bool(temperatures) and all(0.0 <= t < math.inf for t in temperatures)
 
 
 def _is_possible(sampling: SamplingParams) -> bool:

@@ -51,14 +51,15 @@ class Computed(NamedTuple):
     scores: tuple[Scores, ...]  # of these
     prompt_scores: tuple[Scores, ...]  # of the plan's targets
     vectors: torch.Tensor | None = None  # [P, D] float32, of the plan's prompts that are pooled
+    alignments: tuple[torch.Tensor, ...] = ()  # [T, E] float32, of each chunk that aligns
 
     def flat(self) -> torch.Tensor:
-        """All of it but the vectors in one row, float64."""
+        """All of it but vectors and alignments, which are rare, in one row, float64."""
         parts = [scores.values.view(-1) for scores in (*self.scores, *self.prompt_scores)]
         return torch.cat([self.token_ids.double(), *parts])
 
     def read(self, numbers: Iterator[float]) -> StepResult:
-        """The result, from the numbers of `flat` and the vectors."""
+        """The result, from the numbers of `flat` and the others."""
         token_ids = tuple(int(number) for number in islice(numbers, len(self.token_ids)))
         scores: list[TokenScore | None] = [None] * len(token_ids)
         found = chain.from_iterable(part.read(numbers) for part in self.scores)
@@ -70,13 +71,15 @@ class Computed(NamedTuple):
             scores=tuple(scores),
             prompt_scores=tuple(prompt_scores),
             vectors=() if self.vectors is None else read_vectors(self.vectors),
+            alignments=tuple(matrix.cpu().numpy().tobytes() for matrix in self.alignments),
         )
 
 
 def read(passes: list[Computed]) -> StepResult:
     """The result of the step whose parts these forward passes computed; waits for the device."""
     first = passes[0]
-    has_more = first.scores or first.prompt_scores or first.vectors is not None
+    has_others = first.vectors is not None or first.alignments
+    has_more = first.scores or first.prompt_scores or has_others
     if len(passes) == 1 and not has_more:
         return StepResult(tuple(first.token_ids.tolist()))
     numbers = iter(torch.cat([computed.flat() for computed in passes]).tolist())

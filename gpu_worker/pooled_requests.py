@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpu_worker.pooling import shortened
-from scheduler.scheduler import SampledToken
+from scheduler.outcome import SampledToken
 from shared.errors import ErrorCode
 from shared.messages import Message, Pool, Pooled, RequestFailed
 

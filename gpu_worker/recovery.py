@@ -3,7 +3,7 @@
 Executing a plan, or a part of it, a second time changes nothing. So a plan that raises is run again
 in halves, until the culprit is alone: at most 2 log2(B) runs more for one culprit among B
 sequences, and one for a sequence that is alone from the start. A device without memory for the
-whole step gets it in parts in the same way, and even a single chunk in pieces.
+whole step gets it in parts in the same way, and even a single chunk in pieces, unless it aligns.
 """
 
 import logging
@@ -86,8 +86,9 @@ def _split(plan: StepPlan, *, pieces: bool) -> tuple[StepPlan, ...]:
     if len(plan.chunks) > 1:
         middle = len(plan.chunks) // 2
         return plan.part(0, middle), plan.part(middle, len(plan.chunks))
-    if pieces and len(plan.chunks[0].token_ids) > 1:
-        return plan.cut(len(plan.chunks[0].token_ids) // 2, BLOCK_SIZE)
+    chunk = plan.chunks[0]
+    if pieces and len(chunk.token_ids) > 1 and not chunk.num_aligned:  # which is told as a whole
+        return plan.cut(len(chunk.token_ids) // 2, BLOCK_SIZE)
     return ()
 
 

@@ -16,10 +16,27 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from gpu_worker.alignment import AttentionWatch
+
 SLOT_ATTENTION = "slots"
 
+
+def slot_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *rest: Any,
+    watch: AttentionWatch | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """Stock attention, [B, H, T, D] to [B, T, H, D]; the watch, if any, sees queries and keys."""
+    if watch is not None:
+        watch.look(module, query, key)
+    return sdpa_attention_forward(module, query, key, *rest, **settings)
+
+
 # Without a mask function of the same name, transformers would drop every mask in silence.
-AttentionInterface.register(SLOT_ATTENTION, sdpa_attention_forward)
+AttentionInterface.register(SLOT_ATTENTION, slot_attention)
 AttentionMaskInterface.register(SLOT_ATTENTION, sdpa_mask)
 
 _LENGTH_STEP = 16  # views grow by so many positions, so that few shapes come up

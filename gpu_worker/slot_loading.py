@@ -15,6 +15,7 @@ from gpu_worker.packed_linear import pack_linears
 from gpu_worker.pooling import POOLS_MEAN
 from gpu_worker.sizing import CPU_FRACTION, GPU_FRACTION
 from gpu_worker.slot_cache import SlotCache, SlotGeometry
+from gpu_worker.texts import text_of
 from gpu_worker.transcription import Transcripts
 from shared.config import WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
@@ -43,15 +44,15 @@ def serve_slots(
     report("sizing the KV cache")
     family = _whisper if model.config.model_type == "whisper" else _t5
     size, make_adapter, encoder = family(model, config)
+    hears = encoder.num_feature_bytes > 0
     if model.device.type == "cpu" and config.cpu_kernels:
-        pack_linears(model)
+        (whisper.pack if hears else pack_linears)(model)
     num_slots, reason = num_slots_of(size, config)
     logger.info(
         "%s, %s on %s; %s", model.config.model_type, model.dtype, device_name, reason
     )  # fmt: skip
     cache = SlotCache(size, num_slots)
     adapter = make_adapter(model, cache)
-    hears = encoder.num_feature_bytes > 0
     transcripts = Transcripts(num_slots, adapter.vocab_size, model.device) if hears else None
     return LoadedModel(
         runner=EncoderDecoder(adapter, cache, num_slots, transcripts),
@@ -88,7 +89,8 @@ def _whisper(
     """Its windows and answers have the lengths that it was made with, whatever flags say."""
     size = whisper.geometry(model)
     num_bytes = whisper.feature_bytes(model.config)
-    return size, whisper.Whisper, EncoderLimits(size.max_encoder_len, (), num_bytes)
+    texts = text_of(config.identity.run_directory)
+    return size, whisper.Whisper, EncoderLimits(size.max_encoder_len, (), num_bytes, texts)
 
 
 def lengths(model_config: PreTrainedConfig, config: WorkerConfig) -> tuple[int, int]:

@@ -8,9 +8,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from gpu_worker.audience import Audience, is_over
 from gpu_worker.facts import sampling_defaults
+from gpu_worker.hearing import WindowSequence
 from gpu_worker.intake import IntakeLimits, to_pooled, to_sequences, to_window
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import load
@@ -20,8 +22,9 @@ from gpu_worker.profiling import profiled
 from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.reporting import IDLE_INTERVAL_SECONDS, LoadReporter
 from gpu_worker.runner import Runner
+from scheduler.outcome import SampledToken
 from scheduler.plan import NO_TOKEN
-from scheduler.scheduler import SampledToken, Scheduler
+from scheduler.scheduler import Scheduler
 from scheduler.sequence import FINISH_REASONS, Sequence, State
 from shared.config import WorkerConfig
 from shared.errors import RequestError
@@ -213,7 +216,8 @@ class Worker:
     def _send(self, outputs: list[SampledToken]) -> None:
         """Sends one step: its tokens, the requests that begin with it, and all that has ended."""
         tokens = [output for output in outputs if output.token_id != NO_TOKEN]
-        ended = [_ended(o.sequence) for o in outputs if o.sequence.state is not State.RUNNING]
+        over = dict.fromkeys(o.sequence for o in outputs if o.sequence.state is not State.RUNNING)
+        ended = [_ended(sequence) for sequence in over]
         self._num_sent += 1
         message = TokensSampled(
             worker_id=self.mailbox.identity.index,
@@ -222,11 +226,12 @@ class Worker:
             started=tuple(self._started(outputs)),
             request_ids=tuple(output.sequence.request_id for output in tokens),
             choices=tuple(output.sequence.choice for output in tokens),
-            seqs=tuple(output.sequence.num_output_tokens - 1 for output in tokens),
+            seqs=tuple(output.number for output in tokens),
             token_ids=tuple(output.token_id for output in tokens),
             logprobs=_logprobs(tokens),
             ended=(*self._ended, *ended),
             lost=tuple(self._lost),
+            alignments=b"".join(s.alignment for s in over if isinstance(s, WindowSequence)),
         )
         self._ended, self._lost = [], []
         for end in ended:
@@ -273,12 +278,16 @@ def _epoch(peers: dict[str, Peer], room: str) -> int | None:
 
 
 def _ended(sequence: Sequence) -> SequenceEnded:
-    return SequenceEnded(
+    ended = SequenceEnded(
         sequence.request_id,
         sequence.choice,
         FINISH_REASONS[sequence.state],
         hides_last_token=sequence.state is State.STOPPED,
     )
+    if isinstance(sequence, WindowSequence):
+        shape = sequence.alignment_shape
+        return replace(ended, heard=sequence.heard, alignment_shape=shape)
+    return ended
 
 
 def run(config: WorkerConfig, mailbox: Mailbox) -> None:

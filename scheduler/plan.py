@@ -37,7 +37,8 @@ NO_INPUT = EncoderInput(0)
 class Admission:
     """A sequence takes a row of the runner's tables; the row's old contents are void.
 
-    After a preemption `token_ids` ends with the answer so far, which counts as output still.
+    After a preemption `token_ids` ends with the answer so far, which counts as output still. One
+    that begins its answer anew keeps its row and what the encoder gave: it has no encoder input.
     """
 
     row: int
@@ -90,6 +91,8 @@ class Chunk(NamedTuple):
     first_scored: int = 0  # position in the sequence, within the chunk
     targets: tuple[int, ...] = ()  # prompt tokens to score: those after `first_scored`
     pools: bool = False  # the prompt is complete: its vector is wanted, and no token
+    first_aligned: int = 0  # the first of its tokens whose attention to the encoder's is told
+    num_aligned: int = 0  # encoder's positions that it is told of; 0: none is
 
     def cut(self, num_tokens: int, block_size: int) -> tuple["Chunk", "Chunk"]:
         """The chunk of its first tokens, which samples nothing, and that of the others."""
@@ -195,6 +198,8 @@ class StepResult:
     prompt_scores: tuple[TokenScore | None, ...] = ()  # of all targets; None: as NO_TOKEN
     # Of each chunk that pools: float32, little-endian, of length 1; None: as NO_TOKEN.
     vectors: tuple[bytes | None, ...] = ()
+    # Of each chunk that aligns: float32, little-endian, [tokens, positions]; None: as NO_TOKEN.
+    alignments: tuple[bytes | None, ...] = ()
 
     @classmethod
     def failure(cls, chunk: Chunk) -> "StepResult":
@@ -205,6 +210,7 @@ class StepResult:
             frozenset({chunk.row}),
             prompt_scores=no_scores,
             vectors=(None,) * chunk.pools,
+            alignments=(None,) * bool(chunk.num_aligned),
         )
 
     @classmethod
@@ -214,12 +220,14 @@ class StepResult:
         scores: list[TokenScore | None] = []
         prompt_scores: list[TokenScore | None] = []
         vectors: list[bytes | None] = []
+        alignments: list[bytes | None] = []
         failed_rows = frozenset[int]()
         for part in parts:
             token_ids += part.token_ids
             scores += part.scores or (None,) * len(part.token_ids)
             prompt_scores += part.prompt_scores
             vectors += part.vectors
+            alignments += part.alignments
             failed_rows |= part.failed_rows
         is_scored = any(score is not None for score in scores)
         return cls(
@@ -228,4 +236,5 @@ class StepResult:
             tuple(scores) if is_scored else (),
             tuple(prompt_scores),
             tuple(vectors),
+            tuple(alignments),
         )

@@ -12,35 +12,17 @@ comes back only with blocks for all that it may become, and keeps them.
 
 from bisect import insort
 from collections import deque
-from dataclasses import dataclass
 from itertools import islice, repeat
-from typing import NamedTuple
 
 from scheduler.block_pool import BlockPool
+from scheduler.outcome import Counters, SampledToken, told_of
 from scheduler.plan import NO_TOKEN, Admission, Chunk, Move, StepPlan, StepResult, TokenScore
 from scheduler.row_pool import RowPool
 from scheduler.sequence import Sequence, State
 from scheduler.waiting import WaitingLine, arrival, assert_in_order, remove
 
 MAX_PREEMPTIONS = 3
-
-
-class SampledToken(NamedTuple):
-    """One sequence's share in a step: a new token, an end, or both; or the prompt's vector."""
-
-    sequence: Sequence
-    token_id: int  # NO_TOKEN when the sequence failed, or was pooled
-    score: TokenScore | None = None  # where it was asked for
-    vector: bytes | None = None  # of one that was pooled; None when it failed
-
-
-@dataclass
-class Counters:
-    """What has happened so far, for metrics."""
-
-    num_preemptions: int = 0
-    num_queried_tokens: int = 0  # of prompts that were looked up in the prefix cache
-    num_cached_tokens: int = 0  # of those, found there
+MAX_ALIGNED = 8  # windows in a step: what it tells of each is large
 
 
 class Scheduler:
@@ -147,15 +129,17 @@ class Scheduler:
         """
         sampled = zip(result.token_ids, result.scores or repeat(None), strict=False)
         prompt_scores, vectors = iter(result.prompt_scores), iter(result.vectors)
+        alignments = iter(result.alignments)
         outputs = []
         for chunk in plan.chunks:
             token_id, score = next(sampled) if chunk.samples else (None, None)
             found = tuple(islice(prompt_scores, len(chunk.targets))) if chunk.targets else ()
             vector = next(vectors) if chunk.pools else b""
+            matrix = next(alignments) if chunk.num_aligned else b""
             sequence = self._rows.owner(chunk.row)
             if sequence is None:
                 continue
-            is_unsound = token_id == NO_TOKEN or None in found or vector is None
+            is_unsound = token_id == NO_TOKEN or None in found or None in (vector, matrix)
             if chunk.row in result.failed_rows or is_unsound:
                 self._end(sequence, State.FAILED)
                 outputs.append(SampledToken(sequence, NO_TOKEN))
@@ -165,8 +149,9 @@ class Scheduler:
                 sequence.score(score for score in found if score is not None)
             if token_id is not None:
                 self._publish(sequence)
-                self._record(sequence, token_id)
-                outputs.append(SampledToken(sequence, token_id, score))
+                outputs += self._record(sequence, token_id, score)
+            if matrix:
+                outputs += self._record_alignment(sequence, matrix)
             if chunk.pools:
                 self._publish(sequence)
                 self._end(sequence, State.STOPPED)
@@ -231,14 +216,19 @@ class Scheduler:
         prefills: list[Chunk] = []
         begun: deque[Sequence] = deque()
         if num_decodes < len(self._running):
-            prefilling = (s for s in self._running if not s.is_decoding)
+            aligning = [s for s in self._running if s.is_aligning]
+            begun.extend(aligning[:MAX_ALIGNED])
+            prefilling = (s for s in self._running if not s.is_decoding and not s.is_aligning)
             begun.extend(sorted(prefilling, key=lambda s: s.is_pooled))
         while budget > 0:
             sequence = self._next_to_prefill(begun, budget, admissions)
             if sequence is None:
                 break
-            length = min(budget, len(sequence.token_ids) - sequence.num_computed)
-            prefills.append(sequence.scoring(self._chunk(sequence, length)))
+            if sequence.begins_anew:
+                admissions.append(sequence.admission(len(sequence.token_ids)))
+                sequence.begins_anew = False
+            length = sequence.num_to_prefill(budget)
+            prefills.append(sequence.asking(self._chunk(sequence, length)))
             budget -= length
             if sequence.num_computed == 0:
                 budget -= sequence.encoder_input.num_positions
@@ -357,11 +347,19 @@ class Scheduler:
             self.pool.publish(sequence.blocks[number], key)
         sequence.num_published = num_full
 
-    def _record(self, sequence: Sequence, token_id: int) -> None:
-        sequence.append(token_id)
+    def _record(
+        self, sequence: Sequence, token_id: int, score: TokenScore | None
+    ) -> list[SampledToken]:
+        told = sequence.append(token_id, score)
         if sequence.state is not State.RUNNING:
             self._release(sequence)
             self._forget(sequence)
+        return told_of(sequence, told)
+
+    def _record_alignment(self, sequence: Sequence, matrix: bytes) -> list[SampledToken]:
+        end, told = sequence.align(matrix)
+        self._end(sequence, end)
+        return told_of(sequence, told)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Sends a running sequence back to its place in the queue, without its blocks."""

@@ -46,6 +46,9 @@ FINISH_REASONS: dict[State, str] = {
 }
 
 
+Told = tuple[int, int, TokenScore | None]  # a token of the answer: its number, its id, its score
+
+
 class IllegalTransition(Exception):
     """A sequence was asked to change to a state that does not follow from its own."""
 
@@ -91,6 +94,7 @@ class Sequence:
         # A prompt that is scored is scored but for its first token, for which there are no logits.
         self.num_to_score = 0 if sampling.num_prompt_logprobs is None else len(prompt_token_ids) - 1
         self.num_scored = 0  # prompt tokens so far, whatever was computed more than once
+        self.begins_anew = False  # the runner must be told that the answer has no token any more
         self._prompt_scores: list[TokenScore] = []
         self._block_keys: list[BlockKey] = []
         self._state = State.WAITING
@@ -128,6 +132,11 @@ class Sequence:
         """True when only the newest token, a sampled one, is left to compute."""
         num_tokens = len(self.token_ids)
         return self.num_computed == num_tokens - 1 and num_tokens > self.num_prompt_tokens
+
+    @property
+    def is_aligning(self) -> bool:
+        """True when its next chunk, which is told as a whole, is of tokens that it has had."""
+        return False
 
     @property
     def is_scored(self) -> bool:
@@ -172,7 +181,11 @@ class Sequence:
             return False
         return leader.num_computed < leader.num_prompt_tokens > block_size
 
-    def scoring(self, chunk: Chunk) -> Chunk:
+    def num_to_prefill(self, budget: int) -> int:
+        """How many of its tokens the next chunk takes, where a step has room for so many."""
+        return min(budget, len(self.token_ids) - self.num_computed)
+
+    def asking(self, chunk: Chunk) -> Chunk:
         """A chunk of its tokens, with the prompt tokens that it scores and that no one did yet."""
         if self.is_scored:
             return chunk
@@ -212,10 +225,24 @@ class Sequence:
             raise IllegalTransition(f"{self.request_id}: {self._state} to {state}")
         self._state = state
 
-    def append(self, token_id: int) -> None:
-        """Records a sampled token and ends the sequence when it is the last."""
+    def append(self, token_id: int, score: TokenScore | None = None) -> tuple[Told, ...]:
+        """Records a sampled token and ends the sequence when it is the last.
+
+        Returns the tokens that may be told now.
+        """
         self.token_ids.append(token_id)
+        end = self.end_after(token_id)
+        if end is not None:
+            self.change(end)
+        return ((self.num_output_tokens - 1, token_id, score),)
+
+    def end_after(self, token_id: int) -> State | None:
+        """How the answer ends with this token, its newest; None: it goes on."""
         if token_id in self.end_token_ids:
-            self.change(State.STOPPED)
-        elif len(self.token_ids) == self.num_prompt_tokens + self.max_tokens:
-            self.change(State.LENGTH)
+            return State.STOPPED
+        is_full = len(self.token_ids) == self.num_prompt_tokens + self.max_tokens
+        return State.LENGTH if is_full else None
+
+    def align(self, matrix: bytes) -> tuple[State, tuple[Told, ...]]:
+        """Takes what a chunk that aligns came to: how the answer ends, and what may be told."""
+        raise NotImplementedError(f"{self.request_id} aligns nothing: {len(matrix)} bytes")

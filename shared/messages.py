@@ -159,6 +159,8 @@ class WindowTaken:
     """frontend -> tokenizer: one of the sound's windows is in words: one more may be sent."""
 
     request_id: str
+    token_ids: tuple[int, ...]  # of its answer, marks of time included; () where nobody speaks
+    temperature: float  # of the last attempt at it
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,13 @@ class WindowRead:
     seconds: float  # how long it is, without what fills it up
     first_time_id: int  # the model's tokens from here on mark times in the window
     mark_seconds: float  # from one of them to the next
-    is_last: bool
+
+
+@dataclass(frozen=True)
+class SoundRead:
+    """tokenizer -> frontend: no further window of the sound will come."""
+
+    request_id: str
 
 
 @dataclass(frozen=True)
@@ -257,13 +265,15 @@ class Listen:
     prompt_token_ids: tuple[int, ...]
     max_tokens: int
     sampling: SamplingParams
+    temperatures: tuple[float, ...]  # the first, and those of further attempts where one fails
+    num_aligned: int  # encoder's positions of the sound itself; 0: no times of words are wanted
     text: TextStart
     features: bytes  # a log-mel spectrogram: float32, little-endian, [bins, frames]
 
 
 @dataclass(frozen=True)
 class Abort:
-    """frontend, detokenizer -> worker, and frontend -> tokenizer: nobody wants the rest."""
+    """any room -> worker, and frontend -> tokenizer: nobody wants the rest."""
 
     request_id: str
     choice: int | None = None  # one answer alone; None: all of them
@@ -282,7 +292,11 @@ class ConfirmHeld:
 
 @dataclass(frozen=True)
 class TokensSampled:
-    """worker -> detokenizer: one per step; the columns below are parallel, one row a sequence."""
+    """worker -> detokenizer: one per step; the columns below are parallel, one row a token.
+
+    Most sequences have one in a step. One whose answer may be begun anew has all of them with its
+    end.
+    """
 
     worker_id: int
     epoch: int
@@ -295,6 +309,7 @@ class TokensSampled:
     logprobs: tuple[TokenLogprobs | None, ...]  # () when no row wants them
     ended: tuple[SequenceEnded, ...]
     lost: tuple[RequestLost, ...] = ()
+    alignments: bytes = b""  # of the ended, in their order: float32, little-endian
 
 
 @dataclass(frozen=True)
@@ -368,7 +383,7 @@ Message = (
     RoomStarted | StageReached | RoomReady | RoomGetsOn | AddressBook | Stop
     | PipelineWarm | Drain | Drained
     | CreditGranted | Tokenize | Embed | Transcribe | WindowTaken | Encode | Decode
-    | PromptAccepted | WindowRead | Encoded | Decoded | Generate | Pool | Listen | Abort
+    | PromptAccepted | WindowRead | SoundRead | Encoded | Decoded | Generate | Pool | Listen | Abort
     | ConfirmHeld
     | TokensSampled | Pooled | StepsAcknowledged
     | TextProduced | RequestFailed | WorkerReported

@@ -125,6 +125,9 @@ class TranscriptOptions:
     language: str | None = None  # a code such as "de"; None: it is found out
     prompt: str = ""  # text that might have come before
     marks_times: bool = True  # the model says when each segment begins and ends
+    times_words: bool = False  # and its attention says when each of their words does
+    is_sequential: bool = False  # a window begins at the last mark that the one before it closed
+    temperatures: tuple[float, ...] = (0.0,)  # of one try after the other, until one is likely
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,20 @@ class RequestLost:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """How a window of sound was understood (part of `SequenceEnded` and `TextEnded`)."""
+
+    temperature: float  # at which its words were sampled
+    avg_logprob: float  # of its tokens, the end token included (Whisper's reference)
+    compression_ratio: float  # of its text: high where it repeats itself
+    no_speech_prob: float  # how likely it is that nobody speaks
+    last_temperature: float  # of the last attempt, which may be another where none was good
+    # At which of the encoder's positions each token was over, those that say what the answer is
+    # left out; () where nobody asked, or nobody speaks.
+    token_times: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class SequenceEnded:
     """One sequence that ended in a step (part of `TokensSampled`)."""
 
@@ -166,6 +183,8 @@ class SequenceEnded:
     choice: int
     finish_reason: str  # "stop", "length", "abort" or "error"
     hides_last_token: bool  # the last token is an end token: counted, not shown
+    heard: Heard | None = None  # of a window of sound
+    alignment_shape: tuple[int, int] = (0, 0)  # [tokens, positions], of its part of `alignments`
 
 
 @dataclass(frozen=True)
@@ -210,3 +229,4 @@ class TextEnded:
     stop_reason: str | int | None  # the caller's stop string or token that ended it
     cached_tokens: int  # of the request's prompt
     reasoning_tokens: int = 0  # of the answer's tokens, those of its thoughts and their marks
+    heard: Heard | None = None  # of a window of sound

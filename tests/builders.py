@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from scheduler.outcome import SampledToken
 from scheduler.plan import Admission, StepPlan, StepResult
-from scheduler.scheduler import SampledToken, Scheduler
+from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from shared.parts import Route
 from shared.sampling import SamplingParams

@@ -1,8 +1,9 @@
 """Stand-ins with predictable answers: a formula for a model, lists for sockets, a clock by hand."""
 
+import select
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 from scheduler.plan import NO_TOKEN, Admission, Chunk, Move, StepPlan, StepResult, TokenScore
@@ -18,6 +19,7 @@ FORMULA_VOCABULARY = 40
 POISON = 99  # a prompt token that makes the formula's logits NaN
 SHUTDOWN = Stop(ErrorCode.SHUTTING_DOWN, "the test is over")
 WAITS_FOR_EVER_SECONDS = 1.0  # a receive this long has nothing else to do
+DECODES_SECONDS = 20.0  # in which another process has something to say
 
 
 def formula(tokens: Sequence[int]) -> int:
@@ -204,6 +206,12 @@ class ManualClock:
         self.now += seconds
 
 
+def is_readable(descriptors: Collection[int]) -> bool:
+    """Waits, in real time, for one of the descriptors; false if there is none."""
+    readable, _, _ = select.select([*descriptors], [], [], DECODES_SECONDS if descriptors else 0)
+    return bool(readable)
+
+
 class FakeMailbox(Mailbox):
     """A mailbox of lists: `deliver` fills it, `sent` is what left it, and waiting takes no time.
 
@@ -240,9 +248,11 @@ class FakeMailbox(Mailbox):
     def close(self) -> None:
         pass
 
-    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
+    def receive(
+        self, timeout_seconds: float | None = 0.0, descriptors: Collection[int] = ()
+    ) -> list[Message]:
         arrived = self._take_due()
-        if not arrived and timeout_seconds != 0.0:
+        if not arrived and timeout_seconds != 0.0 and not is_readable(descriptors):
             self._wait(timeout_seconds)
             arrived = self._take_due()
         return self._work(arrived)

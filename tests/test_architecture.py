@@ -269,6 +269,7 @@ SCHEDULER_MODULES = tuple(
         (("launcher",), ("torch", "transformers")),
         (("frontend.server",), ("torch", "transformers")),
         (("tokenizer_proc.detokenizer",), ("torch", "transformers.models")),
+        (("tokenizer_proc.decoder",), ("torch", "transformers", "zmq")),
         (SCHEDULER_MODULES, ("torch", "transformers")),
     ],
     ids=lambda names: names[0],

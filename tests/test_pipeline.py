@@ -5,6 +5,7 @@ has one outcome, every answer is the one that it would have been alone, and noth
 """
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from hypothesis import example, given, settings
@@ -93,9 +94,11 @@ class WorkerMailbox(WiredMailbox):
 
     pipeline: "Pipeline"
 
-    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
+    def receive(
+        self, timeout_seconds: float | None = 0.0, descriptors: Collection[int] = ()
+    ) -> list[Message]:
         self.pipeline.take_turn()
-        return super().receive(timeout_seconds)
+        return super().receive(timeout_seconds, descriptors)
 
 
 class Pipeline:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from msgspec import Struct
 from tokenizers import Tokenizer as Vocabulary
 
-from shared.parts import ScoredToken, SequenceEnded, TextStart, ThoughtMarks, TokenLogprobs
+from shared.parts import Heard, ScoredToken, SequenceEnded, TextStart, ThoughtMarks, TokenLogprobs
 from tokenizer_proc.incremental import IncrementalDetokenizer
 from tokenizer_proc.stopping import StopMatcher
 from tokenizer_proc.thoughts import Parts, ThoughtSplitter
@@ -44,6 +44,7 @@ class Answer:
         self.num_tokens = 0
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
+        self.heard: Heard | None = None  # of a window of sound, once it has ended
         self._start = start
         self._detokenizer = IncrementalDetokenizer(
             vocabulary, start.prompt_tail, start.options.skips_special_tokens, texts.silent

@@ -24,9 +24,10 @@ from shared.parts import (
     TextStart,
     TokenLogprobs,
 )
+from shared.vocabulary import vocabulary_path
 from tokenizer_proc.answer import Answer, Piece
+from tokenizer_proc.heard import alignments_of, with_times
 from tokenizer_proc.token_texts import TokenTexts, score_prompt
-from tokenizer_proc.vocabulary import vocabulary_path
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +53,18 @@ class Outgoing:
     failed: list[RequestFailed] = field(default_factory=list)
 
     def add(self, key: AnswerKey, seq: int, piece: Piece, answer: Answer) -> None:
-        """Appends one answer's row, and its end if this was the last."""
+        """Appends one answer's row, or more to it, and its end if this was the last."""
         request_id, choice = key
-        self.request_ids.append(request_id)
-        self.choices.append(choice)
-        self.seqs.append(seq)
-        self.texts.append(piece.text)
-        self.completion_tokens.append(answer.num_tokens)
-        self.scored.append(piece.tokens)
-        self.thoughts.append(piece.thoughts)
+        if self.seqs and (self.request_ids[-1], self.choices[-1]) == key:
+            self._extend(piece, answer)
+        else:
+            self.request_ids.append(request_id)
+            self.choices.append(choice)
+            self.seqs.append(seq)
+            self.texts.append(piece.text)
+            self.completion_tokens.append(answer.num_tokens)
+            self.scored.append(piece.tokens)
+            self.thoughts.append(piece.thoughts)
         if answer.finish_reason is not None:
             end = TextEnded(
                 request_id,
@@ -69,8 +73,16 @@ class Outgoing:
                 answer.stop_reason,
                 answer.cached_tokens,
                 answer.reasoning_tokens,
+                answer.heard,
             )
             self.ended.append(end)
+
+    def _extend(self, piece: Piece, answer: Answer) -> None:
+        """Adds to the last row what more of its answer came in the same step."""
+        self.texts[-1] += piece.text
+        self.completion_tokens[-1] = answer.num_tokens
+        self.scored[-1] += piece.tokens
+        self.thoughts[-1] += piece.thoughts
 
     def messages(self, step: TokensSampled) -> Iterator[TextProduced | RequestFailed]:
         """The text in one message; nothing follows the failure of its request."""
@@ -154,18 +166,21 @@ class Detokenizer:
         for started in step.started:
             self._start(started, step.worker_id)
         ends = {(end.request_id, end.choice): end for end in step.ended}
+        matrices = alignments_of(step) if step.alignments else {}
         told = step.logprobs or (None,) * len(step.token_ids)
-        columns = zip(step.request_ids, step.choices, step.seqs, step.token_ids, told, strict=True)
-        for request_id, choice, seq, token_id, logprobs in columns:
-            key = (request_id, choice)
-            end = ends.pop(key, None) if ends else None
+        keys = list(zip(step.request_ids, step.choices, strict=True))
+        columns = zip(keys, (*keys, None)[1:], step.seqs, step.token_ids, told, strict=True)
+        for key, next_key, seq, token_id, logprobs in columns:
+            end = ends.pop(key, None) if ends and key != next_key else None
             answer = self._answers.get(key)
             if answer is None:
                 continue  # it ended here at a stop string; the worker will hear of it
             try:
                 piece = _next_piece(answer, seq, token_id, logprobs, end)
+                if end is not None and end.heard is not None:
+                    answer.heard = with_times(end.heard, matrices.get(key))
             except Exception:  # one answer's text must not end the process
-                logger.exception("request %s has no text for its token %d", request_id, seq)
+                logger.exception("request %s has no text for its token %d", key[0], seq)
                 self._fail(key, _LOST, step.worker_id)
                 continue
             self._outbox[answer.frontend_id].add(key, seq, piece, answer)

@@ -29,6 +29,14 @@ class InputEncoder:
         """See `LongWork`: it waits for nobody."""
         return True
 
+    @property
+    def descriptor(self) -> None:
+        """See `LongWork`."""
+        return None
+
+    def close(self) -> None:
+        """See `LongWork`: it holds nothing."""
+
     def go_on(self) -> tuple[PromptAccepted, Pool] | None:
         """Encodes the next inputs; the result once that was all. BadRequest for one too many."""
         num_characters = 0

@@ -18,6 +18,7 @@ from shared.checkpoint_errors import first_line, unloadable
 from shared.config import TokenizerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
 from tokenizer_proc.chat import TEMPLATE_ERRORS
+from tokenizer_proc.decoding import Decoder
 from tokenizer_proc.transcription import Listener, LogMel
 from tokenizer_proc.transcripts import read_format
 
@@ -64,7 +65,8 @@ def load_listener(config: TokenizerConfig, tokenizer: Any) -> Listener | None:
     except Exception as error:  # what loaders raise over a foreign file is anything
         raise unloadable(model.hf_model, error, part="its feature extractor") from error
     format_ = read_format(model.path, model.hf_model, tokenizer, model_config)
-    return Listener(format_, LogMel(extractor), config.max_audio_seconds)
+    decoder = Decoder(f"decoder-{config.identity.index}")
+    return Listener(format_, LogMel(extractor), config.max_audio_seconds, decoder)
 
 
 def _load(tokenizer_class: Any, config: TokenizerConfig) -> Any:

@@ -26,12 +26,14 @@ from shared.messages import (
     Pool,
     PromptAccepted,
     RequestFailed,
+    SoundRead,
     Tokenize,
     Transcribe,
     WindowRead,
     WindowTaken,
 )
 from shared.parts import ModelFacts, Route
+from shared.vocabulary import vocabulary_path
 from tokenizer_proc.embedding import InputEncoder
 from tokenizer_proc.encoder_input import JOINED_CONTENTS, has_encoder
 from tokenizer_proc.generation import accept
@@ -41,7 +43,6 @@ from tokenizer_proc.prompt import PromptEncoder
 from tokenizer_proc.thought_marks import ThoughtFormat, find_thoughts
 from tokenizer_proc.transcription import Listener, Transcribing
 from tokenizer_proc.turns import LongWork, Turns
-from tokenizer_proc.vocabulary import vocabulary_path
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class Tokenizer:
     """Answers every command once: with what was asked for, or with a RequestFailed.
 
     A Tokenize becomes a PromptAccepted and a Generate, an Embed a PromptAccepted and a Pool, a
-    Transcribe a WindowRead and a Listen for each window, an Encode Encoded, a Decode Decoded.
+    Transcribe a WindowRead and a Listen for each window and then a SoundRead, an Encode Encoded, a
+    Decode Decoded.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class Tokenizer:
     def run(self) -> None:
         """Serves until the launcher says stop."""
         while self._mailbox.stop is None:
-            messages = self._mailbox.receive(0.0 if self._turns else BEAT_SECONDS)
+            wait_seconds = 0.0 if self._turns else BEAT_SECONDS
+            messages = self._mailbox.receive(wait_seconds, self._turns.descriptors)
             self._mailbox.beat()
             self._grant_first_credit()
             self._drop_what_is_over()
@@ -114,8 +117,8 @@ class Tokenizer:
                 self._grant(_frontend(message), 1)
             case Abort(request_id):  # one that came with its command has been noted
                 self._drop(request_id)
-            case WindowTaken(request_id):
-                self._want_more(request_id)
+            case WindowTaken():
+                self._want_more(message)
             case _:
                 unexpected(message)
 
@@ -179,7 +182,7 @@ class Tokenizer:
         if is_well and not work.is_over:
             self._turns.add(work)
         else:
-            self._give_credit_back(work)
+            self._end(work)
 
     def _go_on(self, work: LongWork) -> None:
         found = work.go_on()
@@ -189,10 +192,15 @@ class Tokenizer:
     def _drop(self, request_id: str) -> None:
         """Ends a long work that nobody wants any more."""
         work = self._turns.remove(request_id)
-        if work is not None:
-            self._give_credit_back(work)
+        if work is None:
+            return
+        self._end(work)
+        if isinstance(work, Transcribing):  # the frontend may not know of the latest yet
+            for name in work.latest_windows:
+                self._mailbox.send(f"worker-{work.message.worker_id}", Abort(name))
 
-    def _give_credit_back(self, work: LongWork) -> None:
+    def _end(self, work: LongWork) -> None:
+        work.close()
         if isinstance(work.message, Embed):
             self._grant(_frontend(work.message), 1)
 
@@ -200,20 +208,23 @@ class Tokenizer:
         for work in self._turns:
             if self._is_over(work.message.route):
                 self._turns.remove(work.message.request_id)
+                work.close()
 
-    def _want_more(self, request_id: str) -> None:
-        work = self._turns.get(request_id)
+    def _want_more(self, taken: WindowTaken) -> None:
+        work = self._turns.get(taken.request_id)
         if isinstance(work, Transcribing):
-            work.num_wanted += 1
+            work.take(taken)
 
     def _forward(
         self,
         message: Tokenize | Embed | Transcribe,
-        to_frontend: PromptAccepted | WindowRead,
-        to_worker: Generate | Pool | Listen,
+        to_frontend: PromptAccepted | WindowRead | SoundRead,
+        to_worker: Generate | Pool | Listen | None,
     ) -> None:
         """Answers the frontend first: what follows from the worker must find it accepted."""
         self._mailbox.send(_frontend(message), to_frontend)
+        if to_worker is None:
+            return
         if not self._mailbox.send(f"worker-{message.worker_id}", to_worker):
             raise _WORKER_GONE
 
@@ -252,6 +263,10 @@ def run(config: TokenizerConfig, mailbox: Mailbox) -> None:
     tokenizer = load_tokenizer(config, JOINED_CONTENTS if reads_for_encoder else None)
     listener = load_listener(config, tokenizer)
     publish_vocabulary(tokenizer, vocabulary_path(config.identity.run_directory))
+    if listener is not None:
+        listener.decoder.wait_started()
     mailbox.report_ready()
     encoder = PromptEncoder(tokenizer, frames_chats=reads_for_encoder)
     Tokenizer(mailbox, encoder, find_thoughts(tokenizer), listener).run()
+    if listener is not None:
+        listener.decoder.close()

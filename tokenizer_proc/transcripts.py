@@ -5,7 +5,7 @@ differ between versions of the model.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,16 @@ class TranscriptFormat:
         """The time from one mark to the next."""
         return window_seconds / self.num_heard
 
-    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """What comes before the answer: the last of the caller's text, then the start."""
+    def text_ids(self, prompt: str) -> list[int]:
+        """The tokens of a text that might have come before."""
         text = prompt.strip()
-        if not text:
+        return self.text_only.encode(f" {text}") if text else []
+
+    def prompt_ids(self, before: Sequence[int]) -> tuple[int, ...]:
+        """What comes before the answer: the last of what came earlier, then the start."""
+        if not before:
             return (self.start_id,)
-        ids = self.text_only.encode(f" {text}")[-(self.max_text_tokens - 1) :]
-        return (self.previous_id, *ids, self.start_id)
+        return (self.previous_id, *before[-(self.max_text_tokens - 1) :], self.start_id)
 
 
 def language_code(language: str | None) -> str | None:

@@ -3,7 +3,15 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from shared.messages import Embed, Listen, Pool, PromptAccepted, Transcribe, WindowRead
+from shared.messages import (
+    Embed,
+    Listen,
+    Pool,
+    PromptAccepted,
+    SoundRead,
+    Transcribe,
+    WindowRead,
+)
 
 
 class LongWork(Protocol):
@@ -19,8 +27,17 @@ class LongWork(Protocol):
     def can_go_on(self) -> bool:
         """False while it waits for somebody."""
 
-    def go_on(self) -> tuple[PromptAccepted | WindowRead, Pool | Listen] | None:
+    @property
+    def descriptor(self) -> int | None:
+        """What becomes readable when it may go on; None if only a message can tell."""
+
+    def go_on(
+        self,
+    ) -> tuple[PromptAccepted | WindowRead | SoundRead, Pool | Listen | None] | None:
         """Does the next piece, or raises RequestError; what frontend and worker hear of it."""
+
+    def close(self) -> None:
+        """Gives back what it holds, at its end or before."""
 
 
 class Turns:
@@ -35,6 +52,12 @@ class Turns:
 
     def __iter__(self) -> Iterator[LongWork]:
         return iter(tuple(self._works.values()))
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What to wait for beside messages, where nobody can go on."""
+        found = (work.descriptor for work in self._works.values())
+        return [descriptor for descriptor in found if descriptor is not None]
 
     def add(self, work: LongWork) -> None:
         """Puts a work at the end."""

@@ -1,7 +1,9 @@
-"""Long sound in windows of a fixed length, cut where it is quietest. Pure.
+"""Long sound in windows of a fixed length. Pure.
 
 A word that is cut in two is lost to both windows. So each cut is put into the quietest moment of
-the last seconds before a window is full; nothing is left out and nothing comes twice.
+the last seconds before a window is full; nothing is left out and nothing comes twice. Or, as in
+Whisper's reference, each window begins where the model has heard the one before it to; it ends at
+a quiet moment there, too.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenizer_proc.sound import Samples
+from tokenizer_proc.samples import Samples
 
 QUIET_SECONDS = 0.1  # over which loudness is measured
 SEARCH_SECONDS = 5.0  # before the end of a full window
@@ -22,6 +24,61 @@ class Window:
     start: int  # number of its first sample in the file
     samples: Samples
     is_last: bool
+
+
+class QuietWindows:
+    """Windows that are cut where it is quiet: several may be under way."""
+
+    at_once = 8
+
+    def __init__(self, pieces: Iterable[Samples], rate: int, length: int) -> None:
+        self.is_over = False  # no further window will come
+        self._windows = windows(pieces, rate, length)
+
+    def next(self) -> Window | None:
+        """The next window; None after the last."""
+        window = next(self._windows, None)
+        self.is_over = window is None or window.is_last
+        return window
+
+    def hear(self, num_samples: int | None) -> None:
+        """Each window is heard whole, whatever was understood."""
+
+
+class SequentialWindows:
+    """Windows, each of which begins where the last one was heard to."""
+
+    at_once = 1
+
+    def __init__(self, pieces: Iterable[Samples], rate: int, length: int) -> None:
+        self.is_over = False  # see `QuietWindows`
+        self._pieces = iter(pieces)
+        self._rate = rate
+        self._length = length
+        self._held = np.empty(0, np.float32)
+        self._start = 0
+        self._num_given = 0  # samples of the last window
+
+    def next(self) -> Window | None:
+        """The next window; None after the last."""
+        parts, num_held = [self._held], len(self._held)
+        while num_held <= self._length and (piece := next(self._pieces, None)) is not None:
+            parts.append(piece)
+            num_held += len(piece)
+        self._held = np.concatenate(parts)
+        is_cut = num_held > self._length
+        full = self._held[: self._length]
+        self._num_given = quietest(full, self._rate) if is_cut else num_held
+        self.is_over = not num_held
+        if self.is_over:
+            return None
+        return Window(self._start, full[: self._num_given], is_last=False)
+
+    def hear(self, num_samples: int | None) -> None:
+        """How much of the last window was heard; None: all of it."""
+        num_heard = self._num_given if num_samples is None else min(num_samples, self._num_given)
+        self._held = self._held[num_heard:]
+        self._start += num_heard
 
 
 def windows(pieces: Iterable[Samples], rate: int, length: int) -> Iterator[Window]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from gpu_worker.alignment import AttentionWatch, Span
 from gpu_worker.logprobs import Computed, Scorer, read
 from gpu_worker.pooling import mean, unit
 from gpu_worker.sampler import Sampler
@@ -31,11 +32,22 @@ class Adapter(Protocol):
     def project(self, states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each decoder layer's keys and values of the states, [n, H, E, D] each."""
 
-    def decode(self, token_ids: torch.Tensor, encoder_lengths: torch.Tensor) -> torch.Tensor:
-        """Tokens of each row, [B, T] int64, over the cache as it was prepared; [B, T, M]."""
+    def decode(
+        self,
+        token_ids: torch.Tensor,
+        encoder_lengths: torch.Tensor,
+        watch: AttentionWatch | None = None,
+    ) -> torch.Tensor:
+        """Tokens of each row, [B, T] int64, over the cache as it was prepared; [B, T, M].
+
+        The watch, if any, is one of `watch`'s.
+        """
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """[N, M] to [N, V]."""
+
+    def watch(self, spans: Sequence[Span]) -> AttentionWatch:
+        """For a pass whose tokens are aligned with a sound, a span a row."""
 
 
 class EncoderDecoder:
@@ -64,7 +76,8 @@ class EncoderDecoder:
         """Moves, encodes, decodes and samples what the plan asks for."""
         for move in plan.moves:
             self._move(move)
-        for group in groups(plan.admissions):
+        unread = [admission for admission in plan.admissions if _length(admission)]
+        for group in groups(unread):
             self._encode(group)
         for admission in (*(move.admission for move in plan.moves), *plan.admissions):
             self._sampler.begin(admission)
@@ -109,12 +122,13 @@ class EncoderDecoder:
     def _compute(self, chunks: tuple[Chunk, ...]) -> Computed:
         pooled = [self._vectors[chunk.row] for chunk in chunks if chunk.pools]
         vectors = torch.stack(pooled) if pooled else None
-        answered = [chunk for chunk in chunks if not chunk.pools]
+        alignments = self._align([chunk for chunk in chunks if chunk.num_aligned])
+        answered = [chunk for chunk in chunks if not chunk.pools and not chunk.num_aligned]
         sampling = [chunk for chunk in answered if chunk.samples]
         states = self._states(answered)
         if not sampling:
             nothing = torch.empty(0, dtype=torch.long, device=self._device)
-            return Computed(nothing, (), (), (), vectors)
+            return Computed(nothing, (), (), (), vectors, alignments)
         host_rows = [chunk.row for chunk in sampling]
         outputs = [chunk.output_index for chunk in sampling]
         packed = upload([*host_rows, *outputs], torch.long, self._device)
@@ -127,7 +141,16 @@ class EncoderDecoder:
         if self._transcripts is not None:
             asking = tuple(range(len(sampling)))
             scores = (self._transcripts.scores(raw, logits, sampled, host_rows),)
-        return Computed(sampled, asking, scores, (), vectors)
+        return Computed(sampled, asking, scores, (), vectors, alignments)
+
+    def _align(self, chunks: list[Chunk]) -> tuple[torch.Tensor, ...]:
+        """Where each chunk's tokens were heard, [T, E] of those that it asks for."""
+        if not chunks:
+            return ()
+        spans = [Span(c.first_aligned, len(c.token_ids), c.num_aligned) for c in chunks]
+        watch = self._adapter.watch(spans)
+        self._prefill(chunks, watch)
+        return watch.matrices()
 
     def _states(self, chunks: list[Chunk]) -> torch.Tensor:
         """The states [N, M] of the last tokens of the chunks that sample, in their order."""
@@ -158,7 +181,7 @@ class EncoderDecoder:
         states = self._adapter.decode(fed[:, None], encoder_lengths)[:, 0]
         return states if host_rows == list(range(num_rows)) else states.index_select(0, rows)
 
-    def _prefill(self, chunks: list[Chunk]) -> torch.Tensor:
+    def _prefill(self, chunks: list[Chunk], watch: AttentionWatch | None = None) -> torch.Tensor:
         """The states [B, M] of the last tokens of prompts, which are padded on the right."""
         longest = max(len(chunk.token_ids) for chunk in chunks)
         token_ids, positions = [], []
@@ -176,7 +199,7 @@ class EncoderDecoder:
         num_encoder_keys = self._num_encoder_keys(chunks)
         shape = (len(chunks), longest)
         self.cache.begin(places.view(shape), _num_keys(chunks), num_encoder_keys, row_ids)
-        states = self._adapter.decode(fed.view(shape), encoder_lengths)
+        states = self._adapter.decode(fed.view(shape), encoder_lengths, watch)
         return states[torch.arange(len(chunks), device=self._device), last_places]
 
     def _num_encoder_keys(self, chunks: list[Chunk]) -> int:

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
+from gpu_worker.alignment import AttentionWatch, Span
 from gpu_worker.slot_cache import SLOT_ATTENTION, SlotCache, SlotGeometry
 from gpu_worker.upload import upload, within
 from scheduler.plan import Admission
@@ -62,8 +63,14 @@ class T5:
             keys, values = attention.k(states).view(shape), attention.v(states).view(shape)
             yield keys.transpose(1, 2), values.transpose(1, 2)
 
-    def decode(self, token_ids: torch.Tensor, encoder_lengths: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self,
+        token_ids: torch.Tensor,
+        encoder_lengths: torch.Tensor,
+        watch: AttentionWatch | None = None,
+    ) -> torch.Tensor:
         """See `Adapter`."""
+        assert watch is None, "a text has no times"
         cache = self._cache
         keys = torch.arange(cache.num_keys, device=self._device)
         inputs = torch.arange(cache.num_encoder_keys, device=self._device)
@@ -76,6 +83,10 @@ class T5:
             use_cache=True,
         ).last_hidden_state
         return states
+
+    def watch(self, spans: Sequence[Span]) -> AttentionWatch:
+        """See `Adapter`; nobody asks for the times of a text."""
+        raise NotImplementedError
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """See `Adapter`."""

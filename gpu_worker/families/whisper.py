@@ -8,15 +8,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from gpu_worker.alignment import AttentionWatch, Span, alignment_heads
+from gpu_worker.packed_linear import pack_linears
 from gpu_worker.slot_cache import SLOT_ATTENTION, SlotCache, SlotGeometry
 from scheduler.plan import Admission
+from shared.windows import FRAMES_PER_POSITION
 
-FRAMES_PER_POSITION = 2  # the encoder's second convolution takes every other frame
+# Of the decoder's linear layers on the CPU: one or two windows read smaller weights faster as they
+# are, eight as fast (docs/log.md).
+SMALLEST_PACKED = 2**20  # numbers
 
 
 class Whisper:
@@ -30,6 +32,7 @@ class Whisper:
         self.vocab_size: int = model.config.vocab_size
         config = model.config
         self._shape = (config.num_mel_bins, FRAMES_PER_POSITION * config.max_source_positions)
+        self._alignment_heads = alignment_heads(model)
         model.set_attn_implementation(SLOT_ATTENTION)
         # Stock code asks of the encoder's states only that there are some: they are projected.
         self._no_states = torch.zeros(1, 1, config.d_model, device=model.device, dtype=model.dtype)
@@ -55,7 +58,17 @@ class Whisper:
             )
             yield keys.transpose(1, 2), values.transpose(1, 2)
 
-    def decode(self, token_ids: torch.Tensor, encoder_lengths: torch.Tensor) -> torch.Tensor:
+    def watch(self, spans: Sequence[Span]) -> AttentionWatch:
+        """See `Adapter`."""
+        width = self._model.config.median_filter_width
+        return AttentionWatch(self._alignment_heads, width, spans)
+
+    def decode(
+        self,
+        token_ids: torch.Tensor,
+        encoder_lengths: torch.Tensor,
+        watch: AttentionWatch | None = None,
+    ) -> torch.Tensor:
         """See `Adapter`. Padding is at a position beyond the last, which the table lacks."""
         cache = self._cache
         keys = torch.arange(cache.num_keys, device=self._device)
@@ -66,6 +79,7 @@ class Whisper:
             encoder_hidden_states=self._no_states,
             past_key_values=cache,
             use_cache=True,
+            watch=watch,  # for `slot_attention`, through all of stock code
         ).last_hidden_state
         return states
 
@@ -73,6 +87,13 @@ class Whisper:
         """See `Adapter`."""
         logits: torch.Tensor = self._model.proj_out(states)
         return logits
+
+
+def pack(model: PreTrainedModel) -> None:
+    """Packs linear layers for the CPU: the encoder's as usual, of the decoder's the largest."""
+    stock: Any = model
+    pack_linears(stock.model.encoder)
+    pack_linears(model, SMALLEST_PACKED)
 
 
 def num_positions(config: PreTrainedConfig) -> int:

@@ -10,25 +10,13 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import torch
 from openai.types.audio import Transcription, TranscriptionVerbose
-from transformers import (
-    AutoTokenizer,
-    GenerationMixin,
-    LogitsProcessorList,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-)
-from transformers.generation.logits_process import (
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    WhisperTimeStampLogitsProcessor,
-)
 
 from tests.e2e.server import RunningServer, running_server
-from tests.e2e.whispers import SECONDS, save_whisper
+from tests.e2e.whisper_reference import Reference, differs
+from tests.e2e.whispers import SPECIAL, save_whisper
 from tests.tokenizer_proc.sounds import RATE, encoded, packed, tone
-from tokenizer_proc.sound import Samples
+from tokenizer_proc.samples import Samples
 
 pytestmark = pytest.mark.e2e
 PATH = "/v1/audio/transcriptions"
@@ -61,45 +49,27 @@ def noise(seconds: float, seed: int = 0) -> Samples:
 
 
 CLIP = encoded(noise(5.3), "FLAC")
+FIRST_TIME_ID = 256 + len(SPECIAL)
 
 
-def test_each_window_gets_the_tokens_that_transformers_generates(
-    client: openai.OpenAI, checkpoint: Path
+def test_sixteen_at_once_get_what_transformers_makes_of_each_window(
+    whisper: RunningServer, checkpoint: Path
 ) -> None:
-    model: Any = WhisperForConditionalGeneration.from_pretrained(checkpoint).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
-    heads = ["<|startoftranscript|>", "<|de|>", "<|transcribe|>"]
-    start: Any = tokenizer.convert_tokens_to_ids(heads)
-    first_time: Any = tokenizer.convert_tokens_to_ids("<|0.00|>")
-    for seed in range(6):
-        samples = noise(SECONDS - 0.1 * seed, seed)
-        sound = encoded(samples, "WAV", subtype="FLOAT")
-        found = client.audio.transcriptions.create(
-            file=("a.wav", sound), model="whisper-1", response_format="verbose_json", language="de"
-        )
-        features = extractor(samples, sampling_rate=RATE, return_tensors="pt").input_features
-        expected = GenerationMixin.generate(
-            model,
-            features,
-            decoder_input_ids=torch.tensor([start]),
-            logits_processor=LogitsProcessorList(processors(model.generation_config)),
-            max_new_tokens=32,
-            do_sample=False,
-        )[0, len(start) :].tolist()
-        words = [i for i in expected if i < first_time and i not in tokenizer.all_special_ids]
-        segments: Any = found.segments or []
-        assert [token for segment in segments for token in segment.tokens] == words
-
-
-def processors(config: Any) -> list[Any]:
-    """What transformers' own `generate()` of Whisper adds for marks of time."""
-    begin = 3
-    return [
-        SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin),
-        SuppressTokensLogitsProcessor(config.suppress_tokens),
-        WhisperTimeStampLogitsProcessor(config, begin_index=begin),
-    ]
+    sounds = [noise(0.4 + 0.25 * n, n) for n in range(16)]
+    clips = [encoded(samples, "WAV", subtype="FLOAT") for samples in sounds]
+    found = asyncio.run(_together(f"{whisper.url}{PATH}", clips, temperature_inc="0"))
+    reference = Reference(checkpoint)
+    wrong, num_windows = [], 0
+    for answer, samples in zip(found, sounds, strict=True):
+        expected = reference.windows(samples)
+        num_windows += len(expected)
+        said = [t for segment in answer["segments"] for t in segment["tokens"]]
+        wrong.append(differs([t for t in said if t < FIRST_TIME_ID], expected))
+        assert answer["language"] == expected[0].language
+        silences = {round(window.no_speech_prob, 4) for window in expected}
+        assert {round(s["no_speech_prob"], 4) for s in answer["segments"]} <= silences
+    assert [each for each in wrong if each] == []
+    assert num_windows == 29
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "MP3", "OGG", "m4a", "webm"])
@@ -179,24 +149,37 @@ def test_a_translation_is_told_as_one(whisper: RunningServer) -> None:
 
 
 def test_many_at_once_are_heard_as_each_alone(whisper: RunningServer) -> None:
-    clips = [encoded(noise(0.7 + 1.1 * n, n), "FLAC") for n in range(16)]
-    alone, together = asyncio.run(_alone_and_together(f"{whisper.url}{PATH}", clips))
-    assert together == alone
-    assert len(set(alone)) > 8
+    """Also where the first tries of all of them fail."""
+    clips = [encoded(noise(0.4 + 0.3 * n, n), "FLAC") for n in range(8)]
+    url, wanted = f"{whisper.url}{PATH}", {"timestamp_granularities[]": ["word", "segment"]}
+    together = asyncio.run(_together(url, clips, **wanted))
+    alone = [asyncio.run(_together(url, [clip], **wanted))[0] for clip in clips]
+    assert [_without_figures(answer) for answer in together] == [
+        _without_figures(answer) for answer in alone
+    ]
+    assert len({answer["text"] for answer in alone}) > 4
+    assert {s["temperature"] for answer in alone for s in answer["segments"]} > {0.0}
 
 
-async def _alone_and_together(url: str, clips: list[bytes]) -> tuple[list[str], list[str]]:
+def _without_figures(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer without what depends on the order of additions."""
+    for segment in answer["segments"]:
+        del segment["avg_logprob"], segment["no_speech_prob"]
+    return answer
+
+
+async def _together(url: str, clips: list[bytes], **fields: Any) -> list[dict[str, Any]]:
+    """The verbose answers to all of these at once."""
     async with httpx.AsyncClient(timeout=60) as client:
 
-        async def hear(clip: bytes) -> str:
-            data = {"response_format": "verbose_json"}
+        async def hear(clip: bytes) -> dict[str, Any]:
+            data = {"response_format": "verbose_json", **fields}
             response = await client.post(url, files={"file": clip}, data=data)
             assert response.status_code == 200, response.text
-            found = response.json()
-            return json.dumps([[s["tokens"], s["start"]] for s in found["segments"]])
+            answer: dict[str, Any] = response.json()
+            return answer
 
-        alone = [await hear(clip) for clip in clips]
-        return alone, list(await asyncio.gather(*map(hear, clips)))
+        return list(await asyncio.gather(*map(hear, clips)))
 
 
 @pytest.mark.parametrize(

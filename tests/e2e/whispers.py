@@ -18,6 +18,7 @@ SPECIAL = [
     "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>",
     "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>",
 ]  # fmt: skip
+SUPPRESSED = [*(name for name in SPECIAL if name != "<|endoftext|>"), "Ġ"]  # no blank segments
 TIMES = [f"<|{number * 0.02:.2f}|>" for number in range(NUM_POSITIONS + 1)]
 
 
@@ -78,6 +79,6 @@ def _generation(vocabulary: dict[str, int]) -> dict[str, object]:
         "max_initial_timestamp_index": 50,
         "lang_to_id": {f"<|{code}|>": vocabulary[f"<|{code}|>"] for code in ("en", "de")},
         "task_to_id": {name: vocabulary[f"<|{name}|>"] for name in ("translate", "transcribe")},
-        "suppress_tokens": [vocabulary[name] for name in SPECIAL if name != "<|endoftext|>"],
+        "suppress_tokens": [vocabulary[name] for name in SUPPRESSED],
         "begin_suppress_tokens": [vocabulary["Ġ"], vocabulary["<|endoftext|>"]],
     }

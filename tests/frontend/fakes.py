@@ -5,6 +5,7 @@ import dataclasses
 import os
 import threading
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from shared.config import Identity
@@ -146,7 +147,9 @@ class PipeMailbox(Mailbox):
         self._arrived.extend(messages)
         os.write(self._write_fd, b"!")
 
-    def receive(self, timeout_seconds: float | None = 0.0) -> list[Message]:
+    def receive(
+        self, timeout_seconds: float | None = 0.0, descriptors: Collection[int] = ()
+    ) -> list[Message]:
         assert timeout_seconds == 0.0, "the event loop must not block"
         with contextlib.suppress(BlockingIOError):  # fetched before it was announced
             os.read(self._read_fd, 4096)

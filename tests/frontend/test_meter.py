@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from frontend.events import Aborted, Accepted, Failed, Finished, TextAdded
+from frontend.events import Aborted, Accepted, Failed, Finished, TextAdded, WindowStarted
 from frontend.meter import Meter
 from frontend.metrics import Metrics
 from shared.errors import ErrorCode, RequestError
@@ -48,6 +48,18 @@ def test_the_tokens_of_all_answers_count_and_the_first_of_any_is_the_first() -> 
     assert value(metrics, "vllm:request_generation_tokens_count") == 1
     assert value(metrics, "vllm:e2e_request_latency_seconds_sum") == 6.0
     assert value(metrics, "vllm:request_success_total", 'finished_reason="stop"') == 1
+
+
+def test_the_seconds_of_a_sound_are_counted_with_its_end() -> None:
+    metrics = Metrics("m")
+    request = meter(metrics)
+    request.observe(Accepted(0), 11.0)
+    request.observe(WindowStarted(0, 0.0, 30.0, 1000, 0.02), 11.0)
+    request.observe(TextAdded(0, "a", 9, "stop"), 12.0)
+    request.observe(WindowStarted(1, 30.0, 2.5, 1000, 0.02), 12.0)
+    assert value(metrics, "transformers_openai_api:audio_seconds_total") == 0
+    request.observe(Finished(18, 0), 13.0)
+    assert value(metrics, "transformers_openai_api:audio_seconds_total") == 32.5
 
 
 def test_the_time_between_tokens_is_that_within_an_answer() -> None:

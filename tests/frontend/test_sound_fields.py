@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from frontend.forms import MAX_FIELD_BYTES, MAX_PARTS, Form, parse_form
+from frontend.schemas import SoundRequest
 from frontend.sound_budget import (
     MAX_HELD_BYTES,
     MAX_SOUND_BYTES,
@@ -18,6 +19,8 @@ from shared.parts import TranscriptOptions
 from tests.frontend.test_translate import MODEL
 
 FORM = "multipart/form-data; boundary=xyz"
+LADDER = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of Whisper's reference
+VERBOSE = {"response_format": "verbose_json"}
 
 
 def ask(task: str = TRANSCRIBE, **fields: Any) -> SoundAsk:
@@ -28,37 +31,55 @@ def ask(task: str = TRANSCRIBE, **fields: Any) -> SoundAsk:
 def test_what_is_left_out_is_openais_default() -> None:
     found = ask()
     assert found.wanted.audio == b"RIFF"
-    assert found.wanted.options == TranscriptOptions()
-    assert (found.wanted.sampling.temperature, found.wanted.sampling.seed) == (0.0, 5)
+    assert found.wanted.options == TranscriptOptions(temperatures=LADDER)
+    assert found.granularities == {"segment"}
+    assert (found.wanted.sampling.temperature, found.wanted.sampling.seed) == (0.0, 0)
     assert (found.response_format, found.stream, found.has_logprobs) == ("json", False, False)
 
 
-@pytest.mark.parametrize(
-    ("fields", "path", "value"),
-    [
-        ({"language": "EN"}, "wanted.options.language", "EN"),
-        ({"language": ""}, "wanted.options.language", None),
-        ({"language": "null"}, "wanted.options.language", None),
-        ({"prompt": "Names: Zoë"}, "wanted.options.prompt", "Names: Zoë"),
-        ({"temperature": "0.4"}, "wanted.sampling.temperature", 0.4),
-        ({"top_k": "50"}, "wanted.sampling.top_k", 50),
-        ({"top_p": "0.9"}, "wanted.sampling.top_p", 0.9),
-        ({"repetition_penalty": "1.2"}, "wanted.sampling.repetition_penalty", 1.2),
-        ({"seed": "11"}, "wanted.sampling.seed", 11),
-        ({"stream": "true"}, "stream", True),
-        ({"stream": "1"}, "stream", True),
-        ({"response_format": "srt"}, "response_format", "srt"),
-        ({"include[]": ["logprobs"]}, "has_logprobs", True),
-        ({"chunking_strategy": "auto"}, "wanted.options.task", "transcribe"),
-        (
-            {"response_format": "verbose_json", "timestamp_granularities[]": ["segment"]},
-            "response_format",
-            "verbose_json",
-        ),
-        ({"foo": "1", "user": "u"}, "ignored_fields", "foo"),
-        ({"min_p": "0.0", "frequency_penalty": "0.0"}, "ignored_fields", ""),
-    ],
-)
+# What is sent, where in the request it is seen, and what is seen.
+OBEYED: list[tuple[dict[str, Any], str, object]] = [
+    ({"language": "EN"}, "wanted.options.language", "EN"),
+    ({"language": ""}, "wanted.options.language", None),
+    ({"language": "null"}, "wanted.options.language", None),
+    ({"prompt": "Names: Zoë"}, "wanted.options.prompt", "Names: Zoë"),
+    ({"temperature": "0.4"}, "wanted.sampling.temperature", 0.4),
+    ({"top_k": "50"}, "wanted.sampling.top_k", 50),
+    ({"top_p": "0.9"}, "wanted.sampling.top_p", 0.9),
+    ({"repetition_penalty": "1.2"}, "wanted.sampling.repetition_penalty", 1.2),
+    ({"seed": "11"}, "wanted.sampling.seed", 11),
+    ({"temperature": "0.3"}, "wanted.sampling.seed", 5),
+    ({"stream": "true"}, "stream", True),
+    ({"stream": "1"}, "stream", True),
+    ({"response_format": "srt"}, "response_format", "srt"),
+    ({"include[]": ["logprobs"]}, "has_logprobs", True),
+    ({"chunking_strategy": "auto"}, "wanted.options.is_sequential", False),
+    ({"chunking_strategy": ""}, "wanted.options.is_sequential", False),
+    ({"chunking_strategy": '{"type": "server_vad", "threshold": null}'},
+     "wanted.options.is_sequential", False),
+    ({"chunking_strategy[type]": "server_vad"}, "wanted.options.is_sequential", False),
+    ({"chunking_strategy": "sequential"}, "wanted.options.is_sequential", True),
+    ({"temperature": "0.5"}, "wanted.options.temperatures", (0.5,)),
+    ({"temperature": "1.5", "temperature_inc": "0.2"}, "wanted.options.temperatures", (1.5,)),
+    ({"temperature": "0.3", "temperature_inc": "0.3"}, "wanted.options.temperatures",
+     (0.3, 0.6, 0.9)),
+    ({"temperature_inc": "0"}, "wanted.options.temperatures", (0.0,)),
+    ({"temperature_inc": "0.5"}, "wanted.options.temperatures", (0.0, 0.5, 1.0)),
+    (VERBOSE, "wanted.options.times_words", False),
+    ({**VERBOSE, "timestamp_granularities[]": ["segment"]}, "granularities", {"segment"}),
+    ({**VERBOSE, "timestamp_granularities[]": ["word"]}, "granularities", {"word"}),
+    ({**VERBOSE, "timestamp_granularities": ["word"]}, "wanted.options.times_words", True),
+    ({**VERBOSE, "timestamp_granularities": ["word", "segment"]}, "granularities",
+     {"word", "segment"}),
+    ({**VERBOSE, "timestamp_granularities": ["word, segment"]}, "granularities",
+     {"word", "segment"}),
+    ({**VERBOSE, "timestamp_granularities[]": [""]}, "granularities", {"segment"}),
+    ({"foo": "1", "user": "u"}, "ignored_fields", "foo"),
+    ({"min_p": "0.0", "frequency_penalty": "0.0"}, "ignored_fields", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "path", "value"), OBEYED)
 def test_fields_are_obeyed(fields: dict[str, Any], path: str, value: object) -> None:
     found: Any = ask(**fields)
     for name in path.split("."):
@@ -66,9 +87,15 @@ def test_fields_are_obeyed(fields: dict[str, Any], path: str, value: object) -> 
     assert found == value
 
 
+def test_every_field_is_obeyed() -> None:
+    """As in `test_every_field.py`; `model` alone only has to be right."""
+    names = {name.partition("[")[0] for fields, *_ in OBEYED for name in fields}
+    assert set(SoundRequest.__struct_fields__) <= names | {"model"}
+
+
 def test_a_translation_may_be_told_what_language_is_spoken() -> None:
     found = ask(TRANSLATE, language="fr")
-    assert found.wanted.options == TranscriptOptions(task="translate", language="fr")
+    assert found.wanted.options == TranscriptOptions("translate", "fr", temperatures=LADDER)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +105,25 @@ def test_a_translation_may_be_told_what_language_is_spoken() -> None:
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": "-1"}, "temperature"),
         ({"stream": "maybe"}, "stream"),
-        ({"timestamp_granularities[]": ["word"], "response_format": "verbose_json"},
-         "timestamp_granularities"),
+        ({"temperature": ["0.0", "0.2"]}, "temperature"),
+        ({"temperature": "[0.0, 0.2]"}, "temperature"),
+        ({"temperature": "0.0,0.2"}, "temperature"),
+        ({"temperature[]": "0.0"}, "temperature"),
+        ({"temperature_inc": "-0.2"}, "temperature_inc"),
+        ({"temperature_inc": "1.1"}, "temperature_inc"),
+        ({"temperature_inc": "0.001"}, "temperature_inc"),
+        ({"timestamp_granularities[]": ["word"]}, "timestamp_granularities"),
         ({"timestamp_granularities": ["segment"]}, "timestamp_granularities"),
         ({"timestamp_granularities[]": ["line"]}, "timestamp_granularities[0]"),
         ({"include[]": ["logprobs"], "response_format": "text"}, "include"),
-        ({"chunking_strategy": '{"type": "server_vad"}'}, "chunking_strategy"),
-        ({"chunking_strategy[type]": "server_vad"}, "chunking_strategy"),
+        ({"chunking_strategy": "server_vad"}, "chunking_strategy"),
+        ({"chunking_strategy": '{"type": "server_vad"'}, "chunking_strategy"),
+        ({"chunking_strategy": '{"type": "other"}'}, "chunking_strategy.type"),
+        ({"chunking_strategy[threshold]": "0.5"}, "chunking_strategy.threshold"),
+        ({"chunking_strategy": '{"type": "server_vad", "prefix_padding_ms": 300}'},
+         "chunking_strategy.prefix_padding_ms"),
+        ({"chunking_strategy[type]": "server_vad", "chunking_strategy[silence_duration_ms]": "9"},
+         "chunking_strategy.silence_duration_ms"),
         ({"include[]": ["logprobs"], "stream": "true"}, "include"),
         ({"stream": "true", "response_format": "verbose_json"}, "response_format"),
         ({"keywords": "a"}, "keywords"),
@@ -94,7 +133,18 @@ def test_a_translation_may_be_told_what_language_is_spoken() -> None:
 def test_what_cannot_be_obeyed_is_refused_by_its_field(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError) as caught:
         ask(**fields)
-    assert str(caught.value.param).startswith(param.partition("[")[0])
+    assert caught.value.param == param
+
+
+def test_all_refused_members_of_a_strategy_are_named() -> None:
+    told = '{"type": "server_vad", "threshold": 0.5, "silence_duration_ms": 9}'
+    with pytest.raises(BadRequest, match="'threshold', 'silence_duration_ms'"):
+        ask(chunking_strategy=told)
+
+
+def test_a_list_of_temperatures_is_told_what_to_say_instead() -> None:
+    with pytest.raises(BadRequest, match="'temperature_inc'"):
+        ask(temperature="[0, 0.2]")
 
 
 def part(name: str, content: bytes, filename: str | None = None) -> bytes:

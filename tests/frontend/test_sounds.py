@@ -12,17 +12,19 @@ from shared.messages import (
     Abort,
     ConfirmHeld,
     RequestFailed,
+    SoundRead,
     TextProduced,
     Transcribe,
     WindowRead,
     WindowTaken,
 )
-from shared.parts import TextEnded, TranscriptOptions
+from shared.parts import Heard, ScoredToken, TextEnded, TranscriptOptions
 from shared.sampling import SamplingParams
 from shared.windows import sound_of, window_name
 from tests.frontend.bench import Bench
 from tests.frontend.fakes import make_book
 
+HEARD = Heard(0.2, -0.5, 1.0, 0.1, 0.4)
 WANTED = Transcription(b"RIFF", TranscriptOptions(), SamplingParams(seed=1, temperature=0.0))
 
 
@@ -35,15 +37,17 @@ def sound(bench: Bench) -> tuple[Generation, str]:
     return generation, order.request_id
 
 
-def read(name: str, number: int, *, is_last: bool = False) -> WindowRead:
-    return WindowRead(name, number, 2.0 * number, 2.0, 1000, 0.02, is_last)
+def read(name: str, number: int) -> WindowRead:
+    return WindowRead(name, number, 2.0 * number, 2.0, 1000, 0.02)
 
 
 def text(name: str, number: int, seq: int, *, ends: bool = False, epoch: int = 1) -> TextProduced:
     """One token of one window."""
     window = window_name(name, number)
-    ended = (TextEnded(window, 0, "stop", None, 0),) if ends else ()
-    return TextProduced(0, epoch, (window,), (0,), (seq,), ("a",), (seq + 1,), (), (), ended)
+    ended = (TextEnded(window, 0, "stop", None, 0, heard=HEARD),) if ends else ()
+    token = ScoredToken("a", (97,), -0.5, (), 7)
+    scored = ((token,),)
+    return TextProduced(0, epoch, (window,), (0,), (seq,), ("a",), (seq + 1,), scored, (), ended)
 
 
 def events(generation: Generation) -> list[Event]:
@@ -72,9 +76,10 @@ def test_it_ends_when_the_last_window_is_known_and_all_have_ended(
     generation, name = sound
     bench.arrive(read(name, 0), text(name, 0, 0), text(name, 0, 1, ends=True))
     assert taken(bench) == 1
+    assert bench.mailbox.sent[-1] == ("tokenizer-0", WindowTaken(name, (7,), 0.4))
     bench.arrive(text(name, 1, 0, ends=True))  # it overtakes the tokenizer's word
     assert taken(bench) == 2
-    bench.arrive(read(name, 1), read(name, 2, is_last=True))
+    bench.arrive(read(name, 1), read(name, 2), SoundRead(name))
     found = events(generation)
     assert [type(event) for event in found].count(WindowStarted) == 3
     assert not any(isinstance(event, Finished) for event in found)
@@ -85,18 +90,28 @@ def test_it_ends_when_the_last_window_is_known_and_all_have_ended(
     assert bench.engine.is_empty
 
 
+def test_a_window_may_end_before_those_before_it(
+    bench: Bench, sound: tuple[Generation, str]
+) -> None:
+    """And all of it may come before the tokenizer's word of any."""
+    generation, name = sound
+    bench.arrive(text(name, 2, 0, ends=True), read(name, 0), read(name, 1), read(name, 2))
+    bench.arrive(SoundRead(name), text(name, 1, 0, ends=True), text(name, 0, 0, ends=True))
+    assert isinstance(events(generation)[-1], Finished)
+
+
 def test_the_last_word_of_the_tokenizer_may_end_it(
     bench: Bench, sound: tuple[Generation, str]
 ) -> None:
     generation, name = sound
     bench.arrive(read(name, 0), text(name, 0, 0, ends=True))
-    bench.arrive(text(name, 1, 0, ends=True), read(name, 1, is_last=True))
+    bench.arrive(text(name, 1, 0, ends=True), read(name, 1), SoundRead(name))
     assert isinstance(events(generation)[-1], Finished)
 
 
 def test_texts_are_of_their_windows(bench: Bench, sound: tuple[Generation, str]) -> None:
     generation, name = sound
-    bench.arrive(read(name, 0), read(name, 1, is_last=True), text(name, 1, 0), text(name, 0, 0))
+    bench.arrive(read(name, 0), read(name, 1), SoundRead(name), text(name, 1, 0), text(name, 0, 0))
     added = [event for event in events(generation) if isinstance(event, TextAdded)]
     assert [event.choice for event in added] == [1, 0]
 
@@ -150,7 +165,7 @@ def test_of_a_sound_that_is_read_the_silent_windows_are_asked_for(
     bench: Bench, sound: tuple[Generation, str]
 ) -> None:
     _, name = sound
-    bench.arrive(read(name, 0), text(name, 0, 0), read(name, 1), read(name, 2, is_last=True))
+    bench.arrive(read(name, 0), text(name, 0, 0), read(name, 1), read(name, 2), SoundRead(name))
     bench.arrive(make_book({"tokenizer-0": 2}))
     asked = [m for m in bench.mailbox.sent_to("worker-0") if isinstance(m, ConfirmHeld)]
     assert asked == [ConfirmHeld(0, (window_name(name, 1), window_name(name, 2)))]
@@ -160,6 +175,9 @@ def test_of_a_sound_that_is_read_the_silent_windows_are_asked_for(
 def test_silence_for_too_long_ends_it() -> None:
     bench = Bench(first_token_timeout=5.0)
     generation = bench.engine.submit(WANTED)
+    bench.engine.submit(WANTED)
+    *_, order = [m for m in bench.mailbox.sent_to("tokenizer-0") if isinstance(m, Transcribe)]
+    bench.arrive(read(order.request_id, 0))  # its words take as long as they take
     bench.now = 6.0
     bench.engine.sweep()
     last = events(generation)[-1]

@@ -14,8 +14,9 @@ from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import serve
 from gpu_worker.runner import Runner
+from scheduler.outcome import Counters
 from scheduler.plan import StepPlan, TokenScore
-from scheduler.scheduler import Counters, Scheduler
+from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence, State
 from shared.config import ModelConfig, WorkerConfig
 from shared.sampling import SamplingParams

@@ -186,7 +186,8 @@ def test_what_could_harm_a_step_is_refused(changes: dict[str, Any], reason: str)
 HEARING = replace(LIMITS, max_model_len=20, encoder=EncoderLimits(5, (), num_feature_bytes=8))
 RULES = TranscriptRules(heads=((3, 4), (5,)), end_token_id=1, suppressed=(7,), no_speech_id=8)
 HEARD = SamplingParams(seed=5, temperature=0.0, transcript=RULES)
-LISTEN = Listen("s#0", (2,), 20, HEARD, TextStart("s#0", ROUTE, (), TextOptions()), bytes(8))
+TEXT = TextStart("s#0", ROUTE, (), TextOptions())
+LISTEN = Listen("s#0", (2,), 20, HEARD, (0.0, 0.5), 3, TEXT, bytes(8))
 
 
 def test_a_window_becomes_a_sequence_that_ends_by_its_rules() -> None:
@@ -214,6 +215,10 @@ def test_a_window_becomes_a_sequence_that_ends_by_its_rules() -> None:
         {"sampling": replace(HEARD, transcript=replace(RULES, first_time_id=101))},
         {"sampling": replace(HEARD, temperature=float("nan"))},
         {"sampling": replace(HEARD, num_prompt_logprobs=1)},
+        {"temperatures": ()},
+        {"temperatures": (0.0, float("nan"))},
+        {"num_aligned": 6},
+        {"num_aligned": -1},
     ],
 )
 def test_no_window_that_would_break_a_step_comes_in(changes: dict[str, Any]) -> None:

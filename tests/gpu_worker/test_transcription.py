@@ -101,8 +101,20 @@ def test_the_heads_come_first_and_are_nothing_else() -> None:
     transcripts = begun()
     for index, allowed in enumerate(RULES.heads):
         found = transcripts.filtered(torch.randn(NUM_ROWS, VOCAB), range(NUM_ROWS))
-        assert all(set((~row.isneginf()).nonzero()[:, 0].tolist()) == set(allowed) for row in found)
+        left = [(~row.isneginf()).nonzero()[:, 0].tolist() for row in found]
+        assert {token_id for row in left for token_id in row} == set(allowed)
         feed(transcripts, [allowed[-1]] * NUM_ROWS, index + 1)
+
+
+def test_the_language_is_the_likeliest_whatever_the_temperature() -> None:
+    logits = torch.randn(NUM_ROWS, VOCAB)
+    filtered = begun().filtered(logits, range(NUM_ROWS))
+    likeliest = [max(LANGUAGES, key=lambda token_id: row[token_id]) for row in logits.tolist()]
+    assert len(set(likeliest)) == 2
+    broken = begun().filtered(torch.full_like(logits, torch.nan), range(NUM_ROWS))
+    assert broken.isnan().any(-1).all(), "what is no number must be seen"
+    for row, token_id in enumerate(likeliest):
+        assert torch.isfinite(filtered[row]).nonzero().flatten().tolist() == [token_id]
 
 
 def test_without_times_only_what_is_suppressed_is_missing() -> None:

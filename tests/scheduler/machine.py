@@ -15,8 +15,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from scheduler.outcome import SampledToken
 from scheduler.plan import NO_TOKEN, StepPlan, StepResult
-from scheduler.scheduler import MAX_PREEMPTIONS, SampledToken, Scheduler
+from scheduler.scheduler import MAX_PREEMPTIONS, Scheduler
 from scheduler.sequence import Sequence, State
 from scheduler.waiting import MAX_OVERTAKES
 from shared.sampling import SamplingParams

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from scheduler.outcome import SampledToken
 from scheduler.plan import Admission, StepPlan, StepResult
-from scheduler.scheduler import SampledToken
 from scheduler.sequence import Sequence, State
 from tests.builders import GREEDY, make_scheduler
 from tests.fakes import FormulaRunner, formula_answer

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenizer_proc.sounds import RATE, tone
-from tokenizer_proc.sound import Samples
-from tokenizer_proc.windows import windows
+from tokenizer_proc.samples import Samples
+from tokenizer_proc.windows import SequentialWindows, windows
 
 LENGTH = 10 * RATE
 
@@ -72,3 +72,27 @@ def test_a_sound_of_exactly_one_window_is_one() -> None:
     (only,) = windows(pieces(tone(10), RATE), RATE, LENGTH)
     assert only.is_last
     assert len(only.samples) == LENGTH
+
+
+def test_in_sequence_windows_end_where_it_is_quiet_and_begin_where_one_was_heard_to() -> None:
+    loud, quiet = np.ones(RATE, np.float32), np.zeros(RATE // 2, np.float32)
+    sound = np.concatenate([loud, loud, quiet, loud, loud, loud])
+    made = SequentialWindows([sound[:3000], sound[3000:]], RATE, 3 * RATE)
+    first = made.next()
+    assert first is not None
+    assert 2.0 * RATE < len(first.samples) < 2.5 * RATE
+    made.hear(RATE)
+    second = made.next()
+    assert second is not None
+    assert second.start == RATE
+    made.hear(None)
+    third = made.next()
+    assert third is not None
+    assert third.start == RATE + len(second.samples)
+    made.hear(10 * RATE)  # a mark in what fills a window up
+    rest = [third]
+    while (window := made.next()) is not None:
+        rest.append(window)
+        made.hear(None)
+    assert made.is_over
+    assert rest[-1].start + len(rest[-1].samples) == len(sound)
