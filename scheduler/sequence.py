@@ -245,4 +245,4 @@ class Sequence:
 
     def align(self, matrix: bytes) -> tuple[State, tuple[Told, ...]]:
         """Takes what a chunk that aligns came to: how the answer ends, and what may be told."""
-        raise NotImplementedError(f"{self.request_id} aligns nothing: {len(matrix)} bytes")
+        raise IllegalTransition(f"{self.request_id} aligns nothing, and got {len(matrix)} bytes")

@@ -53,8 +53,10 @@ class TranscriptFormat:
                 known if code is None else (self.languages[code],),
                 (self.tasks[options.task],),
             ]
-        elif options.task != "transcribe" or language_code(options.language) not in (None, "en"):
-            raise BadRequest("This model knows English alone and translates nothing.", "language")
+        elif options.task != "transcribe":
+            raise BadRequest("This model knows English alone and translates nothing.", "model")
+        elif language_code(options.language) not in (None, "en"):
+            raise BadRequest("This model knows English alone.", "language")
         if not options.marks_times:
             heads.append((self.no_times_id,))
         return TranscriptRules(

@@ -234,9 +234,13 @@ def test_a_language_that_is_not_known_is_refused(listener: Listener, language: s
 def test_a_model_of_english_alone_translates_nothing(listener: Listener) -> None:
     english = replace(listener.format, languages={}, tasks={})
     assert english.rules(TranscriptOptions(language="en")).heads == ()
-    for options in (TranscriptOptions(task="translate"), TranscriptOptions(language="de")):
-        with pytest.raises(BadRequest, match="English alone"):
+    for options, param in (
+        (TranscriptOptions(task="translate"), "model"),
+        (TranscriptOptions(language="de"), "language"),
+    ):
+        with pytest.raises(BadRequest, match="English alone") as caught:
             english.rules(options)
+        assert caught.value.param == param
 
 
 def test_a_vocabulary_without_its_tokens_ends_the_start(checkpoint: Path) -> None:
