@@ -27,10 +27,11 @@ from gpu_worker.attention.cpu_paged import choose_cpu_backend
 from gpu_worker.attention.torch_paged import TorchAttention
 from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, LayerGeometry
-from gpu_worker.packed_linear import pack_linears
+from gpu_worker.linears.choice import settle_linears
 from gpu_worker.paged_attention import ATTENTION
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
+from shared.config import WorkerConfig
 from shared.sampling import SamplingParams
 
 CONFIG: dict[str, Any] = {
@@ -48,13 +49,17 @@ CONTEXT = 120  # tokens of the longest sequence when decoding begins; the shorte
 BATCHES = (1, 8, 32)
 PROMPTS = (98, 512)
 WARM_STEPS = 5
-# dtype, native attention, packed linears
-ROUTES: dict[str, tuple[torch.dtype, bool, bool]] = {
-    "f32 torch attention": (torch.float32, False, False),
-    "f32 native, packed": (torch.float32, True, True),
-    "bf16 torch attention": (torch.bfloat16, False, False),
-    "bf16 torch attention, packed": (torch.bfloat16, False, True),
-    "bf16 native, packed": (torch.bfloat16, True, True),
+# dtype, native attention, linear layers
+ROUTES: dict[str, tuple[torch.dtype, bool, str]] = {
+    "f32 torch attention": (torch.float32, False, "plain"),
+    "f32 native, packed": (torch.float32, True, "packed"),
+    "f32 native, int8": (torch.float32, True, "int8"),
+    "f32 native, int4": (torch.float32, True, "int4"),
+    "bf16 torch attention": (torch.bfloat16, False, "plain"),
+    "bf16 torch attention, packed": (torch.bfloat16, False, "packed"),
+    "bf16 native, packed": (torch.bfloat16, True, "packed"),
+    "bf16 native, int8": (torch.bfloat16, True, "int8"),
+    "bf16 native, int4": (torch.bfloat16, True, "int4"),
 }
 PROTOTYPE = "prototype: f32 native, packed"
 PROTOTYPE_OPTIONS = {"linear": "packed32", "attention": "native", "compile": False}
@@ -66,10 +71,11 @@ Table = dict[str, dict[str, float]]  # route, then kind of step, to milliseconds
 class OurRoute:
     """The worker's own runner on plans of its own scheduler."""
 
-    def __init__(self, dtype: torch.dtype, *, native: bool, packed: bool) -> None:
+    def __init__(self, dtype: torch.dtype, *, native: bool, linears: str) -> None:
         model = random_model(dtype)
-        if packed:
-            pack_linears(model)
+        quantization = linears if linears == "int8" else ""
+        if linears != "plain":
+            settle_linears(model, WorkerConfig(quantization=quantization, hqq=linears == "int4"))
         self._runner = CausalLM(model, backend_of(model, native=native), max(BATCHES))
 
     def decoding(self, num_sequences: int) -> Step:
@@ -224,8 +230,8 @@ def main() -> None:
     clock = time.process_time if asked.cpu_time else time.perf_counter
     bandwidth = gigabytes_per_second(clock)
     routes: dict[str, Any] = {
-        name: OurRoute(dtype, native=native, packed=packed)
-        for name, (dtype, native, packed) in ROUTES.items()
+        name: OurRoute(dtype, native=native, linears=linears)
+        for name, (dtype, native, linears) in ROUTES.items()
         if any(word in name for word in asked.routes)
     }
     ceilings = {name: ceiling_milliseconds(ROUTES[name][0], bandwidth) for name in routes}

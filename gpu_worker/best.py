@@ -2,12 +2,16 @@
 
 import torch
 
+from gpu_worker.linears.lazy_logits import LazyLogits
+
 _BLOCK = 256  # logits that are reduced to one number without their place, which vectorises
 _COLUMNS = torch.arange(_BLOCK)
 
 
 def best_tokens(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest of each row of [N, V] and its first index; NaN, if a row holds one."""
+    if isinstance(logits, LazyLogits):
+        return logits.best()
     vocab_size = logits.shape[1]
     if logits.device.type != "cpu" or vocab_size < 2 * _BLOCK:
         values, indices = logits.max(-1)

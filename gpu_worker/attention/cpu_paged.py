@@ -13,7 +13,7 @@ import torch
 
 from gpu_worker.attention.backend import AttentionRules
 from gpu_worker.batch import Batch
-from gpu_worker.cpu_kernels.native import TYPES, Call, Kernels, Pool, Spans, load_kernels
+from gpu_worker.cpu_kernels.attention import TYPES, Call, Kernels, Pool, Spans, load_kernels
 from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, LayerGeometry
 
 logger = logging.getLogger(__name__)

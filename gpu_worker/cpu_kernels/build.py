@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,12 +18,36 @@ import torch
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"))))
+HEADERS = tuple(sorted(FOLDER.glob("*.h")))
 COMPILERS = ("g++", "c++")
-# What the intrinsics need, and no more: the file runs on every machine that has these.
-CPU_FLAGS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c")
-COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", *(f"-m{flag}" for flag in CPU_FLAGS))
+COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp")
 COMPILE_SECONDS = 300.0
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c")
+
+
+@dataclass(frozen=True)
+class Library:
+    """What is compiled together: the file of this name, and the headers."""
+
+    name: str
+    # What the intrinsics need, and no more: the library runs on every machine that has these. Named
+    # as in /proc/cpuinfo.
+    cpu_flags: tuple[str, ...]
+
+    @property
+    def source(self) -> Path:
+        """The C++ file."""
+        return FOLDER / f"{self.name}.cpp"
+
+    @property
+    def compile_flags(self) -> tuple[str, ...]:
+        """What the compiler is told."""
+        return (*COMPILE_FLAGS, *(f"-m{flag.replace('_', '')}" for flag in self.cpu_flags))
+
+
+PAGED_ATTENTION = Library("paged_attention", _AVX512)
+LINEAR = Library("linear", (*_AVX512, "avx512_vnni"))
+INT4_LINEAR = Library("int4_linear", (*_AVX512, "avx512_vnni"))
 
 
 class BuildError(Exception):
@@ -38,7 +63,7 @@ def default_cache_directory() -> Path:
     return home / ".cache" / "transformers-openai-api"
 
 
-def build(cache_directory: Path) -> Path:
+def build(library: Library, cache_directory: Path) -> Path:
     """Returns the shared library, compiled unless the cache holds it; or raises BuildError.
 
     Any number of processes may build at once: each compiles in a folder of its own, and the last
@@ -47,17 +72,17 @@ def build(cache_directory: Path) -> Path:
     compiler = _find_compiler()
     try:
         cache_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        library = cache_directory / f"cpu_kernels-{_key(compiler)}.so"
+        path = cache_directory / f"{library.name}-{_key(library, compiler)}.so"
         _refuse_foreign(cache_directory)
-        if not library.exists():
-            logger.info("compiling the CPU kernels, once for this machine, into %s", library)
+        if not path.exists():
+            logger.info("compiling the CPU kernels, once for this machine, into %s", path)
             with tempfile.TemporaryDirectory(dir=cache_directory) as folder:
-                _compile(compiler, Path(folder) / library.name)
-                (Path(folder) / library.name).replace(library)
-        _refuse_foreign(library)
+                _compile(library, compiler, Path(folder) / path.name)
+                (Path(folder) / path.name).replace(path)
+        _refuse_foreign(path)
     except OSError as error:
         raise BuildError(f"the cache folder {cache_directory} cannot be used: {error}") from error
-    return library
+    return path
 
 
 def _find_compiler() -> str:
@@ -67,24 +92,24 @@ def _find_compiler() -> str:
     raise BuildError(f"no C++ compiler is installed ({' or '.join(COMPILERS)})")
 
 
-def _key(compiler: str) -> str:
+def _key(library: Library, compiler: str) -> str:
     """Changes with everything that the library is made from and made for."""
     version = _run([compiler, "--version"]).partition("\n")[0]
     digest = hashlib.sha256()
-    for part in (version, torch.__version__, *COMPILE_FLAGS):
+    for part in (version, torch.__version__, *library.compile_flags):
         digest.update(part.encode() + b"\0")
-    for source in SOURCES:
+    for source in (library.source, *HEADERS):
         digest.update(source.read_bytes() + b"\0")
     return digest.hexdigest()[:24]
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(library: Library, compiler: str, path: Path) -> None:
     """Leaves OpenMP unresolved: the library must share the threads of torch's own runtime."""
-    sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
-    unit = library.with_suffix(".o")
-    _run([compiler, *COMPILE_FLAGS, "-w", "-c", *sources, "-o", str(unit)])
-    _run([compiler, "-shared", str(unit), "-o", str(library)])
-    library.chmod(0o700)  # a usual umask of 002 would let the group write it
+    unit = path.with_suffix(".o")
+    source = str(library.source)
+    _run([compiler, *library.compile_flags, "-w", "-c", source, "-o", str(unit)])
+    _run([compiler, "-shared", str(unit), "-o", str(path)])
+    path.chmod(0o700)  # a usual umask of 002 would let the group write it
 
 
 def _run(command: list[str]) -> str:

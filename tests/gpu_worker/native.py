@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpu_worker.attention.cpu_paged import CpuPagedAttention
-from gpu_worker.cpu_kernels.native import Kernels, load_kernels
+from gpu_worker.cpu_kernels.attention import Kernels, load_kernels
 from tests.gpu_worker.paged_steps import NUM_BLOCKS, Shape
 
 

@@ -11,9 +11,9 @@ import torch
 
 from gpu_worker.attention.cpu_paged import choose_cpu_backend
 from gpu_worker.cpu_kernels import build as building
-from gpu_worker.cpu_kernels import native
-from gpu_worker.cpu_kernels.build import CPU_FLAGS, BuildError, build
-from gpu_worker.cpu_kernels.native import load_kernels
+from gpu_worker.cpu_kernels import loading
+from gpu_worker.cpu_kernels.attention import load_kernels
+from gpu_worker.cpu_kernels.build import LINEAR, PAGED_ATTENTION, BuildError, Library
 from tests.gpu_worker.native import kernels
 from tests.gpu_worker.paged_steps import Shape
 
@@ -30,14 +30,16 @@ def _broken_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler.write_text('#!/bin/sh\ntest "$1" = --version && exit 0\necho boom >&2\nexit 1\n')
     compiler.chmod(0o755)
     monkeypatch.setattr("shutil.which", lambda _: str(compiler))
-    monkeypatch.setattr(native, "CPU_INFO", able_cpu(tmp_path))
+    monkeypatch.setattr(loading, "CPU_INFO", able_cpu(tmp_path))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
 
 
 def able_cpu(folder: Path, *missing: str) -> Path:
     """A list of a processor's abilities, without these."""
     info = folder / "cpuinfo"
-    info.write_text("flags : fpu " + " ".join(f for f in CPU_FLAGS if f not in missing) + "\n")
+    info.write_text(
+        "flags : fpu " + " ".join(f for f in PAGED_ATTENTION.cpu_flags if f not in missing) + "\n"
+    )
     return info
 
 
@@ -45,7 +47,7 @@ def refusal(cache: Path | None, caplog: pytest.LogCaptureFixture) -> str:
     """The one line that is logged when there will be no kernels."""
     with caplog.at_level(logging.INFO):
         assert load_kernels(cache) is None
-    (record,) = (r for r in caplog.records if r.name == native.__name__)
+    (record,) = (r for r in caplog.records if r.name == loading.__name__)
     assert "plain torch" in record.getMessage()
     return record.getMessage()
 
@@ -55,13 +57,13 @@ def test_the_kernels_of_this_machine_load_from_the_cache_without_a_compiler_run(
 ) -> None:
     kernels()
 
-    def compile_again(compiler: str, library: Path) -> None:
-        raise AssertionError((compiler, library))
+    def compile_again(library: Library, compiler: str, path: Path) -> None:
+        raise AssertionError((library, compiler, path))
 
     monkeypatch.setattr(building, "_compile", compile_again)
     with caplog.at_level(logging.INFO):
         assert load_kernels() is not None
-    (record,) = (r for r in caplog.records if r.name == native.__name__)
+    (record,) = (r for r in caplog.records if r.name == loading.__name__)
     assert "native kernels" in record.getMessage()
 
 
@@ -124,14 +126,14 @@ def test_what_a_group_writable_umask_makes_is_loaded(tmp_path: Path) -> None:
 
 
 @BROKEN
-@pytest.mark.parametrize("missing", CPU_FLAGS)
+@pytest.mark.parametrize("missing", PAGED_ATTENTION.cpu_flags)
 def test_a_processor_without_the_instructions_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     missing: str,
 ) -> None:
-    monkeypatch.setattr(native, "CPU_INFO", able_cpu(tmp_path, missing))
+    monkeypatch.setattr(loading, "CPU_INFO", able_cpu(tmp_path, missing))
     assert f"no {missing}" in refusal(tmp_path, caplog)
 
 
@@ -153,9 +155,14 @@ def test_a_cache_folder_that_cannot_be_made_is_no_failure(
     assert "cannot be used" in refusal(tmp_path / "file" / "cache", caplog)
 
 
+def built(cache: Path) -> Path:
+    """The attention kernels' library in this cache."""
+    return building.build(PAGED_ATTENTION, cache)
+
+
 def compiled(monkeypatch: pytest.MonkeyPatch, content: bytes = b"library") -> None:
     """Lets every compilation succeed at once."""
-    monkeypatch.setattr(building, "_compile", lambda _, library: library.write_bytes(content))
+    monkeypatch.setattr(building, "_compile", lambda _, __, path: path.write_bytes(content))
 
 
 @BROKEN
@@ -174,15 +181,15 @@ def test_a_cache_that_others_can_write_is_refused(
 ) -> None:
     compiled(monkeypatch)
     cache = tmp_path / "cache"
-    library = build(cache)
+    library = built(cache)
     assert cache.stat().st_mode & 0o777 == 0o700
     for path, mode in ((cache, 0o777), (cache, 0o770), (library, 0o666), (library, 0o664)):
         before = path.stat().st_mode
         path.chmod(mode)
         with pytest.raises(BuildError, match="other users"):
-            build(cache)
+            built(cache)
         path.chmod(before)
-    assert build(cache) == library
+    assert built(cache) == library
 
 
 @BROKEN
@@ -190,11 +197,20 @@ def test_a_cache_of_another_user_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     compiled(monkeypatch)
-    build(tmp_path / "cache")
+    built(tmp_path / "cache")
     me = os.getuid()
     monkeypatch.setattr("os.getuid", lambda: me + 1)
     with pytest.raises(BuildError, match="belongs to another user"):
-        build(tmp_path / "cache")
+        built(tmp_path / "cache")
+
+
+@BROKEN
+def test_each_library_has_a_file_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled(monkeypatch)
+    paths = [building.build(library, tmp_path) for library in (PAGED_ATTENTION, LINEAR)]
+    assert [path.name.partition("-")[0] for path in paths] == ["paged_attention", "linear"]
 
 
 @BROKEN
@@ -202,9 +218,9 @@ def test_the_library_is_built_anew_for_another_torch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     compiled(monkeypatch)
-    first = build(tmp_path / "cache")
+    first = built(tmp_path / "cache")
     monkeypatch.setattr(torch, "__version__", "0.0")
-    assert build(tmp_path / "cache") != first
+    assert built(tmp_path / "cache") != first
 
 
 @BROKEN
@@ -213,15 +229,15 @@ def test_builders_at_the_same_time_all_end_with_one_whole_library(
 ) -> None:
     everybody = Barrier(4, timeout=30)
 
-    def compile_together(compiler: str, library: Path) -> None:
-        library.write_bytes(b"half a ")
+    def compile_together(library: Library, compiler: str, path: Path) -> None:
+        path.write_bytes(b"half a ")
         everybody.wait()
-        library.write_bytes(b"half a library")
+        path.write_bytes(b"half a library")
 
     monkeypatch.setattr(building, "_compile", compile_together)
     cache = tmp_path / "cache"
     with ThreadPoolExecutor(4) as pool:
-        libraries = set(pool.map(build, [cache] * 4))
+        libraries = set(pool.map(built, [cache] * 4))
     (library,) = libraries
     assert library.read_bytes() == b"half a library"
     assert list(cache.iterdir()) == [library]

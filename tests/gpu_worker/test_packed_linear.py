@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from gpu_worker.packed_linear import PackedConv1D, PackedLinear, pack_linears
+from gpu_worker.linears.packed import PackedLinear, pack_linears
 from tests.builders import make_model
 
 pytestmark = pytest.mark.skipif(
@@ -122,7 +122,7 @@ def test_stock_code_may_read_the_weight() -> None:
 @torch.inference_mode()
 def test_the_weight_of_gpt2s_layer_keeps_its_orientation() -> None:
     plain = Conv1D(40, 24)
-    packed = PackedConv1D(plain.weight.detach(), plain.bias)
+    packed = PackedLinear(plain.weight.detach().t(), plain.bias, is_conv1d=True)
     assert packed.weight.shape == (24, 40)
     assert torch.equal(packed.weight, plain.weight)
     x = torch.randn(3, 24)
@@ -143,9 +143,9 @@ def test_layers_that_do_more_than_their_class_says_stay_plain() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", [PackedLinear, PackedConv1D])
-def test_compiled_code_calls_the_layer_and_may_read_its_weight(kind: type[PackedLinear]) -> None:
-    layer = kind(torch.randn(40, 24), None)
+@pytest.mark.parametrize("is_conv1d", [False, True])
+def test_compiled_code_calls_the_layer_and_may_read_its_weight(is_conv1d: bool) -> None:
+    layer = PackedLinear(torch.randn(40, 24), None, is_conv1d=is_conv1d)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = layer(x.to(layer.weight.dtype)) + layer.weight.sum()

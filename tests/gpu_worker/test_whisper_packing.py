@@ -8,7 +8,7 @@ from torch import nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from gpu_worker.families.whisper import pack
-from gpu_worker.packed_linear import PackedLinear
+from gpu_worker.linears.packed import PackedLinear
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")

@@ -1,0 +1,400 @@
+// Linear layers of float32, bfloat16 or 8-bit weights, for AVX-512 VNNI: see linear.py.
+//
+// A weight is cut into strips of 32 outputs, [in / n, 32, n], where n numbers take four bytes, a
+// word. A word of each of 16 outputs fills a vector; the matrix unit reads the same layout. What is
+// multiplied differs by kind:
+//
+// - float32: one number a word, summed in the order of the inputs;
+// - bfloat16: two, by the matrix unit alone, which sums in float32;
+// - 8 bits: four. Weights are integers from -127 to 127, with a scale for each output; a row of
+//   activations is quantised here, with a scale of its own. Integers are summed exactly.
+//
+// So a row's result, bit for bit, does not depend on the rows beside it or the number of threads.
+#include <omp.h>
+
+#include <cstring>
+#include <vector>
+
+#include "amx.h"
+#include "rows.h"
+
+// The three structures below are mirrored, field by field, in linear.py.
+
+struct Layer {  // several may read the same input
+  const uint8_t* weight;  // strips; 8-bit ones are unsigned, each integer plus 128
+  const float* scales;    // [out], rounded up to 32; of 8-bit weights
+  const float* bias;      // likewise, or null
+  int64_t out_features;
+  void* output;  // [rows, out], contiguous; null: only the best of each row is wanted
+};
+
+struct Input {
+  const void* rows;  // [rows, in], contiguous
+  int64_t type, num_rows, in_features, num_threads;
+};
+
+struct Best {  // of each row, the largest output and the first place of it; NaN if there is a NaN
+  float* values;
+  int64_t* places;
+};
+
+namespace {
+
+enum Kind : int64_t { kFloatWeights = 0, kBFloat16Weights = 1, kByteWeights = 2 };
+
+constexpr int64_t kColumns = 32;  // outputs of a strip: two vectors
+constexpr int64_t kMaxRows = 12;  // rows of a tile, whose sums fill 24 registers
+constexpr int64_t kTiledRows = 5;  // so many rows of bytes are worth tiles of the matrix unit
+constexpr int64_t kDepth = 256;    // words of a strip that stay in the first-level cache
+constexpr int64_t kAhead = 2048;   // bytes of a weight that are fetched before they are needed
+constexpr int64_t kFewRows = 6;    // up to so many, memory is what a tile waits for
+constexpr int64_t kSerial = 1 << 15;  // fewer words times outputs take less time than a second thread
+constexpr int64_t kSerialRows = 8;    // fewer rows are prepared by one thread
+
+struct Rows {  // the input, as a kind of weight multiplies it
+  int64_t num_rows, size, stride, num_words;  // bytes of a row, and from one row to the next
+  std::vector<uint8_t> numbers;         // [rows or more, stride], zeros behind a row's end
+  std::vector<float> scales;            // [rows], of bytes
+  std::vector<int32_t> corrections;     // [rows], of bytes: -128 times the sum
+
+  uint8_t* row(int64_t r) { return numbers.data() + r * stride; }
+  const uint8_t* row(int64_t r) const { return numbers.data() + r * stride; }
+};
+
+// ── kinds of weights ────────────────────────────────────────────────────────────────────────────
+
+template <class T>
+struct Floats {  // T is what is fed and given back
+  using Sums = __m512;
+  static constexpr int64_t kPadding = 4;  // bytes that a row is rounded up to
+  static constexpr bool kHasTiles = false, kIsInteger = false;
+
+  static void prepare(const T* from, int64_t size, int64_t row, Rows& to) {
+    float* const numbers = reinterpret_cast<float*>(to.row(row));
+    read(from, size, 1.f, numbers);
+  }
+  static Sums zero() { return _mm512_setzero_ps(); }
+  static void add(Sums& sums, __m512i weights, __m512i word) {
+    sums = _mm512_fmadd_ps(_mm512_castsi512_ps(weights), _mm512_castsi512_ps(word), sums);
+  }
+  static __m512 finish(const Layer&, const Rows&, int64_t, int64_t, Sums sums) { return sums; }
+};
+
+struct BFloat16s {
+  using Sums = __m512;
+  static constexpr int64_t kPadding = kTileBytes;
+  static constexpr bool kHasTiles = true, kIsInteger = false;
+
+  static void prepare(const BFloat16* from, int64_t size, int64_t row, Rows& to) {
+    std::memcpy(to.row(row), from, 2 * size);
+    std::memset(to.row(row) + 2 * size, 0, to.size - 2 * size);
+  }
+  static __m512 finish(const Layer&, const Rows&, int64_t, int64_t, Sums sums) { return sums; }
+};
+
+template <class T>
+struct Bytes {
+  using Sums = __m512i;
+  static constexpr int64_t kPadding = kTileBytes;
+  static constexpr bool kHasTiles = true, kIsInteger = true;
+
+  static void prepare(const T* from, int64_t size, int64_t row, Rows& to) {
+    int8_t* const integers = reinterpret_cast<int8_t*>(to.row(row));
+    to.scales[row] = quantize_row(from, size, to.size, integers);
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = 0; i < to.size; i += kTileBytes) {
+      sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(integers + i));
+    }
+    to.corrections[row] = -128 * _mm512_reduce_add_epi32(sum);
+  }
+  static Sums zero() { return _mm512_setzero_si512(); }
+  static void add(Sums& sums, __m512i weights, __m512i word) {  // the intrinsic spills registers
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(word));
+  }
+  static __m512 finish(const Layer& layer, const Rows& input, int64_t row, int64_t column,
+                       Sums sums) {
+    sums = _mm512_add_epi32(sums, _mm512_set1_epi32(input.corrections[row]));
+    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(input.scales[row]));
+    return _mm512_mul_ps(scaled, load(layer.scales + column));
+  }
+};
+
+// ── what becomes of 16 outputs of a row ─────────────────────────────────────────────────────────
+
+template <class T>
+struct Stored {
+  const Layer& layer;
+
+  void take(int64_t row, int64_t column, __m512 y) const {
+    T* const to = static_cast<T*>(layer.output) + row * layer.out_features + column;
+    store(to, first_lanes(layer.out_features - column), y);
+  }
+};
+
+inline __m512 rounded(__m512 y, float) { return y; }
+template <class T>
+__m512 rounded(__m512 y, T) { return widen(narrow(y, T()), T()); }
+
+struct alignas(64) Leaders {  // the best of each lane so far
+  float values[kBlock];
+  int32_t places[kBlock];
+  int32_t has_nan;
+};
+
+template <class T>
+struct BestOnly {
+  const Layer& layer;
+  Leaders* leaders;  // of this thread, one a row
+
+  void take(int64_t row, int64_t column, __m512 y) const {
+    Leaders& leader = leaders[row];
+    y = rounded(y, T());  // as it would have been stored
+    const __mmask16 lanes = first_lanes(layer.out_features - column);
+    const __m512 best = _mm512_load_ps(leader.values);
+    leader.has_nan |= _mm512_mask_cmp_ps_mask(lanes, y, y, _CMP_UNORD_Q);
+    const __mmask16 better = _mm512_mask_cmp_ps_mask(lanes, y, best, _CMP_GT_OQ);
+    _mm512_mask_store_ps(leader.values, better, y);
+    const __m512i places = _mm512_add_epi32(
+        _mm512_set1_epi32(static_cast<int32_t>(column)),
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    _mm512_mask_store_epi32(leader.places, better, places);
+  }
+};
+
+template <class Numbers, class End>
+inline void finish_vector(const Layer& layer, const Rows& input, int64_t row, int64_t column,
+                          typename Numbers::Sums sums, const End& end) {
+  __m512 y = Numbers::finish(layer, input, row, column, sums);
+  if (layer.bias) y = _mm512_add_ps(y, load(layer.bias + column));
+  end.take(row, column, y);
+}
+
+// ── strips ──────────────────────────────────────────────────────────────────────────────────────
+
+template <class Numbers>
+struct Part {  // of the words of a strip, when all at once would not stay in the cache
+  int64_t begin, end;
+  typename Numbers::Sums (*sums)[2];  // [rows] so far, of the parts before
+};
+
+// Memory for the sums of so many rows, of this thread until the next call.
+template <class Numbers>
+typename Numbers::Sums (*partial_sums(int64_t num_rows))[2] {
+  static thread_local std::vector<typename Numbers::Sums> sums;
+  sums.resize(2 * num_rows);
+  return reinterpret_cast<typename Numbers::Sums(*)[2]>(sums.data());
+}
+
+// R rows from `row` on, times 32 outputs from `column` on.
+template <int R, class Numbers, class End>
+void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t column,
+                   const Part<Numbers>& part, const End& end) {
+  const uint8_t* const weight = layer.weight + column * input.num_words * 4;
+  const uint8_t* const rows = input.row(row);
+  typename Numbers::Sums low[R], high[R];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) {
+    low[r] = part.begin ? part.sums[row + r][0] : Numbers::zero();
+    high[r] = part.begin ? part.sums[row + r][1] : Numbers::zero();
+  }
+  for (int64_t word = part.begin; word < part.end; word++) {
+    const uint8_t* const now = weight + word * 4 * kColumns;
+    const __m512i first = _mm512_loadu_si512(now), second = _mm512_loadu_si512(now + 64);
+    if (R <= kFewRows) {
+      _mm_prefetch(reinterpret_cast<const char*>(now + kAhead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(now + kAhead + 64), _MM_HINT_T0);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+      int32_t bits;
+      std::memcpy(&bits, rows + r * input.stride + word * 4, sizeof bits);
+      const __m512i broadcast = _mm512_set1_epi32(bits);
+      Numbers::add(low[r], first, broadcast);
+      Numbers::add(high[r], second, broadcast);
+    }
+  }
+  if (part.end < input.num_words) {
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) part.sums[row + r][0] = low[r], part.sums[row + r][1] = high[r];
+    return;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) {
+    finish_vector<Numbers>(layer, input, row + r, column, low[r], end);
+    finish_vector<Numbers>(layer, input, row + r, column + kBlock, high[r], end);
+  }
+}
+
+template <class Numbers, class End>
+void multiply_rows(const Layer& layer, const Rows& input, int64_t row, int64_t count,
+                   int64_t column, const Part<Numbers>& part, const End& end) {
+  switch (count) {
+    case 1: return multiply_tile<1, Numbers>(layer, input, row, column, part, end);
+    case 2: return multiply_tile<2, Numbers>(layer, input, row, column, part, end);
+    case 3: return multiply_tile<3, Numbers>(layer, input, row, column, part, end);
+    case 4: return multiply_tile<4, Numbers>(layer, input, row, column, part, end);
+    case 5: return multiply_tile<5, Numbers>(layer, input, row, column, part, end);
+    case 6: return multiply_tile<6, Numbers>(layer, input, row, column, part, end);
+    case 7: return multiply_tile<7, Numbers>(layer, input, row, column, part, end);
+    case 8: return multiply_tile<8, Numbers>(layer, input, row, column, part, end);
+    case 9: return multiply_tile<9, Numbers>(layer, input, row, column, part, end);
+    case 10: return multiply_tile<10, Numbers>(layer, input, row, column, part, end);
+    case 11: return multiply_tile<11, Numbers>(layer, input, row, column, part, end);
+    default: return multiply_tile<12, Numbers>(layer, input, row, column, part, end);
+  }
+}
+
+// All rows times a strip, in tiles of nearly equal height; if there are several, a part of the
+// weights that stays in the cache is read for all before the next. Sums run in the same order.
+template <class Numbers, class End>
+void multiply_strip(const Layer& layer, const Rows& input, int64_t column, const End& end) {
+  const int64_t num_tiles = (input.num_rows + kMaxRows - 1) / kMaxRows;
+  const int64_t depth = num_tiles > 1 ? kDepth : input.num_words;
+  Part<Numbers> part = {0, 0, partial_sums<Numbers>(depth < input.num_words ? input.num_rows : 0)};
+  for (; part.begin < input.num_words; part.begin = part.end) {
+    part.end = std::min(part.begin + depth, input.num_words);
+    for (int64_t tile = 0; tile < num_tiles; tile++) {
+      const int64_t row = input.num_rows * tile / num_tiles;
+      const int64_t stop = input.num_rows * (tile + 1) / num_tiles;
+      multiply_rows<Numbers>(layer, input, row, stop - row, column, part, end);
+    }
+  }
+}
+
+// The same by the matrix unit, of which this thread has set up the tiles.
+template <class Numbers, class End>
+void multiply_strip_in_tiles(const Layer& layer, const Rows& input, int64_t column,
+                             const End& end) {
+  alignas(64) typename Numbers::Sums sums[2 * kTileRows][2];
+  const uint8_t* const weight = layer.weight + column * input.num_words * 4;
+  for (int64_t start = 0; start < input.num_rows; start += 2 * kTileRows) {
+    const int64_t count = std::min<int64_t>(input.num_rows - start, 2 * kTileRows);
+    const auto multiply = count > kTileRows ? multiply_tiles<Numbers::kIsInteger, true>
+                                            : multiply_tiles<Numbers::kIsInteger, false>;
+    multiply(input.row(start), input.stride, weight, input.num_words, sums);
+    for (int64_t r = 0; r < count; r++) {
+      finish_vector<Numbers>(layer, input, start + r, column, sums[r][0], end);
+      finish_vector<Numbers>(layer, input, start + r, column + kBlock, sums[r][1], end);
+    }
+  }
+}
+
+// ── calls ───────────────────────────────────────────────────────────────────────────────────────
+
+struct Strip {  // 32 outputs of one layer
+  const Layer* layer;
+  int64_t column;
+};
+
+std::vector<Strip> strips_of(const Layer* layers, int64_t num_layers) {
+  std::vector<Strip> all;
+  for (int64_t i = 0; i < num_layers; i++) {
+    for (int64_t c = 0; c < layers[i].out_features; c += kColumns) all.push_back({layers + i, c});
+  }
+  return all;
+}
+
+// The first place of the largest number of a row, among what the threads found.
+void choose(const std::vector<Leaders>& leaders, int64_t num_rows, const Best& best) {
+  for (int64_t row = 0; row < num_rows; row++) {
+    float value = -INFINITY;
+    int64_t place = 0;
+    bool has_nan = false;
+    for (size_t i = row; i < leaders.size(); i += num_rows) {
+      has_nan |= leaders[i].has_nan != 0;
+      for (int64_t lane = 0; lane < kBlock; lane++) {
+        const float found = leaders[i].values[lane];
+        const int64_t at = leaders[i].places[lane];
+        if (found > value || (found == value && at < place)) value = found, place = at;
+      }
+    }
+    best.values[row] = has_nan ? NAN : value;
+    best.places[row] = place;
+  }
+}
+
+template <class Numbers, class T>
+Rows& rows_of(const Input& input) {
+  static thread_local Rows rows;  // keeps its memory from call to call
+  constexpr int64_t kBytes = Numbers::kIsInteger ? 1 : Numbers::kHasTiles ? 2 : 4;  // of a number
+  rows.num_rows = input.num_rows;
+  rows.size = round_up(input.in_features * kBytes, Numbers::kPadding);
+  rows.stride = rows.size + kTileBytes;  // lest rows of a power of two share sets of the cache
+  rows.num_words = rows.size / 4;
+  rows.numbers.resize(round_up(rows.num_rows, 2 * kTileRows) * rows.stride);
+  rows.scales.resize(rows.num_rows);
+  rows.corrections.resize(rows.num_rows);
+  return rows;
+}
+
+template <class Numbers, class T>
+void multiply(const Strip& strip, const Rows& rows, bool in_tiles, Leaders* leaders) {
+  const auto with = [&](const auto& end) {
+    if constexpr (Numbers::kHasTiles) {
+      if (in_tiles) return multiply_strip_in_tiles<Numbers>(*strip.layer, rows, strip.column, end);
+    }
+    if constexpr (Numbers::kIsInteger || !Numbers::kHasTiles) {
+      multiply_strip<Numbers>(*strip.layer, rows, strip.column, end);
+    }
+  };
+  if (leaders) return with(BestOnly<T>{*strip.layer, leaders});
+  with(Stored<T>{*strip.layer});
+}
+
+template <class Numbers, class T>
+void run(const Layer* layers, int64_t num_layers, const Input& input, const Best* best) {
+  Rows& rows = rows_of<Numbers, T>(input);
+  const std::vector<Strip> strips = strips_of(layers, num_layers);
+  const int64_t num_strips = strips.size();
+  const int64_t cost = rows.num_rows * rows.num_words * num_strips * kColumns;
+  const int64_t num_threads = cost < kSerial ? 1 : input.num_threads;
+  const int64_t few = Numbers::kIsInteger ? kTiledRows : 0;
+  const bool in_tiles = Numbers::kHasTiles && rows.num_rows >= few && has_tiles();
+  std::vector<Leaders> leaders;
+  if (best) {
+    leaders.resize(num_threads * rows.num_rows);
+    for (Leaders& leader : leaders) {
+      std::fill_n(leader.values, kBlock, -INFINITY);
+      std::fill_n(leader.places, kBlock, 0);
+      leader.has_nan = 0;
+    }
+  }
+  const auto prepare = [&](int64_t row) {
+    const T* from = static_cast<const T*>(input.rows) + row * input.in_features;
+    Numbers::prepare(from, input.in_features, row, rows);
+  };
+  const bool is_few = rows.num_rows < kSerialRows;
+  if (is_few) {
+    for (int64_t row = 0; row < rows.num_rows; row++) prepare(row);
+  }
+#pragma omp parallel num_threads(num_threads)
+  {
+    if (!is_few) {
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < rows.num_rows; row++) prepare(row);
+    }
+    if (in_tiles) set_up_tiles();
+    Leaders* const own = best ? leaders.data() + omp_get_thread_num() * rows.num_rows : nullptr;
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < num_strips; i++) multiply<Numbers, T>(strips[i], rows, in_tiles, own);
+    if (in_tiles) release_tiles();
+  }
+  if (best) choose(leaders, rows.num_rows, *best);
+}
+
+}  // namespace
+
+// Whether bfloat16 weights can be multiplied here.
+extern "C" int64_t has_matrix_unit() { return has_tiles(); }
+
+// Computes what the layers make of the same input; of one layer with `best`, only that.
+extern "C" void linear(int64_t kind, const Layer* layers, int64_t num_layers, const Input* input,
+                       const Best* best) {
+  if (kind == kBFloat16Weights) return run<BFloat16s, BFloat16>(layers, num_layers, *input, best);
+  if (kind == kFloatWeights) return run<Floats<float>, float>(layers, num_layers, *input, best);
+  switch (input->type) {
+    case kFloat32: return run<Bytes<float>, float>(layers, num_layers, *input, best);
+    case kBFloat16: return run<Bytes<BFloat16>, BFloat16>(layers, num_layers, *input, best);
+    default: return run<Bytes<Float16>, Float16>(layers, num_layers, *input, best);
+  }
+}

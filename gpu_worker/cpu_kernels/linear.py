@@ -1,0 +1,187 @@
+"""Linear layers by native code as Python sees them; mirrors `linear.cpp`, field by field."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_worker.cpu_kernels.attention import TYPES
+from gpu_worker.cpu_kernels.build import LINEAR
+from gpu_worker.cpu_kernels.loading import load_library
+
+_COLUMNS = 32  # outputs of a strip
+_WORD = 4  # bytes
+_TILE_BYTES = 64  # of a row, which the matrix unit reads at once
+_OFFSET = 128  # what stored bytes are larger by than the weights
+_WITHOUT = "CPU linear layers: other ones, slower, because"
+_address, _integer = ctypes.c_void_p, ctypes.c_int64
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of weights: its number in the C++ file, and how many bytes a row is rounded up to."""
+
+    number: int
+    padding: int
+
+
+_KINDS = {
+    torch.float32: _Kind(0, _WORD),
+    torch.bfloat16: _Kind(1, _TILE_BYTES),
+    torch.int8: _Kind(2, _TILE_BYTES),
+}
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("weight", _address),
+        ("scales", _address),
+        ("bias", _address),
+        ("out_features", _integer),
+        ("output", _address),
+    )
+
+
+class _Input(ctypes.Structure):
+    _fields_ = (
+        ("rows", _address),
+        ("type", _integer),
+        ("num_rows", _integer),
+        ("in_features", _integer),
+        ("num_threads", _integer),
+    )
+
+
+class _Best(ctypes.Structure):
+    _fields_ = (("values", _address), ("places", _address))
+
+
+class NativeLinears:
+    """The loaded library."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.multiply = library.linear
+        self.multiply.argtypes = (_integer, _address, _integer, _address, _address)
+        self.multiply.restype = None
+        library.has_matrix_unit.restype = _integer
+        self.has_matrix_unit = bool(library.has_matrix_unit())
+
+    def has(self, dtype: torch.dtype) -> bool:
+        """Whether weights of this dtype can be multiplied here."""
+        return dtype in _KINDS and (dtype != torch.bfloat16 or self.has_matrix_unit)
+
+
+class NativeWeight:
+    """A weight in strips of 32 outputs, [out / 32, in / n, 32, n], n numbers in four bytes."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scales: torch.Tensor | None = None,
+    ) -> None:
+        """[out, in] of a dtype that the library has, and [out] of any; int8 has scales."""
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self._strips = _strips(weight)
+        self._scales = None if scales is None else _padded(scales)
+        self._bias = None if bias is None else _padded(bias.detach())
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weight and its scales."""
+        return self._strips.nbytes + (0 if self._scales is None else self._scales.nbytes)
+
+    def plain(self) -> torch.Tensor:
+        """The weight anew, [out, in]; of int8 the integers."""
+        rows = self._strips.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
+        own = rows[: self.out_features, : self.in_features]
+        if self.dtype == torch.int8:
+            return (own.short() - _OFFSET).to(torch.int8)
+        return own.contiguous()
+
+    def fill(self, layer: Any) -> None:
+        """Tells the kernel's structure where all of this lies; for as long as this lives."""
+        layer.weight = self._strips.data_ptr()
+        layer.scales = None if self._scales is None else self._scales.data_ptr()
+        layer.bias = None if self._bias is None else self._bias.data_ptr()
+        layer.out_features = self.out_features
+
+
+class NativeProduct:
+    """What weights of one kind make of the same input, in one call."""
+
+    def __init__(self, library: NativeLinears, weights: Sequence[NativeWeight]) -> None:
+        """The weights have inputs of one size."""
+        self._multiply = library.multiply
+        self._weights = tuple(weights)
+        self._kind = _KINDS[weights[0].dtype].number
+        self._layers = (_Layer * len(weights))()
+        for weight, layer in zip(weights, self._layers, strict=True):
+            weight.fill(layer)
+        self._input = _Input(in_features=weights[0].in_features)
+        # Kept, because every call takes microseconds, and a step makes hundreds of them.
+        self._sizes = tuple(weight.out_features for weight in weights)
+        self._addresses = ctypes.addressof(self._layers), ctypes.addressof(self._input)
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """[…, in] to [..., out] of each weight; int8 weights take any dtype of `TYPES`."""
+        leading = x.shape[:-1]
+        outputs = [x.new_empty((*leading, size)) for size in self._sizes]
+        for number, output in enumerate(outputs):
+            self._layers[number].output = output.data_ptr()
+        self._run(x, None)
+        return outputs
+
+    def best(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest output of each row [N, in] of the only weight, and its first place: [N] each.
+
+        It is the largest of what a call would give; NaN for a row that holds one.
+        """
+        values = torch.empty(len(x), dtype=torch.float32)
+        places = torch.empty(len(x), dtype=torch.int64)
+        best = _Best(values.data_ptr(), places.data_ptr())
+        self._run(x, ctypes.addressof(best))
+        return values, places
+
+    def _run(self, x: torch.Tensor, best: int | None) -> None:
+        x = x.contiguous()
+        call = self._input
+        call.rows, call.type = x.data_ptr(), TYPES[x.dtype]
+        call.num_rows = x.numel() // call.in_features
+        call.num_threads = torch.get_num_threads()
+        layers, given = self._addresses
+        self._multiply(self._kind, layers, len(self._sizes), given, best)
+
+
+@cache
+def load_linears(cache_directory: Path | None = None) -> NativeLinears | None:
+    """The library, or None where it cannot be; either way one log line says so."""
+    library = load_library(LINEAR, cache_directory, "CPU linear layers", _WITHOUT)
+    return None if library is None else NativeLinears(library)
+
+
+def _strips(weight: torch.Tensor) -> torch.Tensor:
+    kind, size = _KINDS[weight.dtype], weight.dtype.itemsize
+    out_features, in_features = weight.shape
+    num_strips, numbers = -(-out_features // _COLUMNS), _WORD // size
+    padded_in = -(-in_features * size // kind.padding) * kind.padding // size
+    is_bytes = weight.dtype == torch.int8
+    padded = torch.full(
+        (num_strips * _COLUMNS, padded_in),
+        _OFFSET if is_bytes else 0,
+        dtype=torch.uint8 if is_bytes else weight.dtype,
+    )
+    padded[:out_features, :in_features] = weight.short() + _OFFSET if is_bytes else weight
+    words = padded.view(num_strips, _COLUMNS, -1, numbers)
+    return words.permute(0, 2, 1, 3).contiguous()
+
+
+def _padded(numbers: torch.Tensor) -> torch.Tensor:
+    padded = torch.zeros(-(-len(numbers) // _COLUMNS) * _COLUMNS)
+    padded[: len(numbers)] = numbers
+    return padded
