@@ -2,8 +2,8 @@
 
 Stages, each to be chosen by `--stages a,b`: `equality` with generate() in twelve architectures,
 `kernel` against dense attention, `decode` of an 8-billion model under CUDA graphs and `eager`
-without, `compiled` by torch.compile, `peers` (transformers' continuous batching), `prefix` cache,
-`whisper` in two shapes, `later` (what is not built).
+without, `overlap` of steps with the host's work, `compiled` by torch.compile, `int4` by `--hqq`,
+`peers` (transformers' continuous batching), `prefix` cache, `whisper` in two shapes.
 The record is on disk after every row; rows that this machine cannot measure say why.
 
     python -m benchmarks.bench_gpu
@@ -14,18 +14,13 @@ import datetime as dt
 import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import decode, equality, kernel, peers, prefix, whisper
+from benchmarks.gpu import decode, equality, int4, kernel, overlap, peers, prefix, whisper
 from benchmarks.gpu.machine import ROOT, Machine
-from benchmarks.gpu.record import Record, Row, Stage, Unavailable, Values
-
-NOT_BUILT_YET = {
-    "HQQ int4, decode at batch 1, 8, 64": "--hqq is not built yet",
-}
+from benchmarks.gpu.record import Record, Stage
 
 
 def stages(machine: Machine) -> list[Stage]:
@@ -35,20 +30,13 @@ def stages(machine: Machine) -> list[Stage]:
         kernel.stage(machine),
         decode.stage(machine, cuda_graphs=True),
         decode.stage(machine, cuda_graphs=False),
+        overlap.stage(machine),
         decode.compiled_stage(machine),
+        int4.stage(machine),
         peers.stage(machine),
         prefix.stage(machine),
         whisper.stage(machine),
-        Stage("later", 1.0, _later_rows),
     ]
-
-
-def _later_rows() -> Sequence[Row]:
-    return [Row(name, partial(_not_built, reason)) for name, reason in NOT_BUILT_YET.items()]
-
-
-def _not_built(reason: str) -> Values:
-    raise Unavailable(reason)
 
 
 def record_path(directory: Path, device_name: str) -> Path:

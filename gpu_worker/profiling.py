@@ -1,19 +1,22 @@
-"""torch.profiler around the first steps: where their time goes, for people and for a trace viewer.
+"""torch.profiler around steps: where their time goes, for people and for a trace viewer.
 
-Only so many steps are recorded, because every step takes memory until the trace is written. The
-report is made as soon as they are done, or when the worker ends before.
+Recording is switched on and off while the worker runs. At most so many steps are recorded at a
+time, because each takes memory until the report is made: as soon as they are done, when recording
+is switched off, or when the worker ends. The trace is written at once; torch makes the table in
+Python, event by event, which takes as long as half a minute, and steps go on meanwhile.
 """
 
 import logging
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from gpu_worker.runner import Runner
+from gpu_worker.runner import Flight, Runner, launch
 from scheduler.plan import StepPlan, StepResult
 from shared.config import WorkerConfig
 
@@ -23,40 +26,86 @@ TABLE_ROWS = 25
 
 
 class ProfilingRunner:
-    """Runs plans on another runner and records the first `num_steps` of them."""
+    """Runs plans on another runner and records up to `num_steps` of them when it is switched on."""
 
     def __init__(self, runner: Runner, num_steps: int, directory: str = "") -> None:
         self._runner = runner
-        self._num_left = num_steps
+        self._num_steps = num_steps
         self._directory = directory or tempfile.gettempdir()
-        activities = [ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(ProfilerActivity.CUDA)
-        self._profiler: profile | None = profile(activities=activities)
-        self._is_recording = False
-        self.trace: Path | None = None  # once it is written
+        self._num_left = 0  # steps to record; 0: recording is off
+        self._profiler: profile | None = None  # from the first step that is recorded
+        self._report: threading.Thread | None = None  # the last table
+        self.trace: Path | None = None  # the newest, once it is written
+
+    @property
+    def is_recording(self) -> bool:
+        """True when the next step will be recorded, or the last one is under way."""
+        return self._num_left > 0 or self._profiler is not None
+
+    def switch(self) -> None:
+        """Records from the next step on; if it does, ends that and reports."""
+        if self._report is not None and self._report.is_alive():
+            logger.warning("the last table is not ready yet: send SIGUSR2 again after it")
+        elif self.is_recording:
+            if self._profiler is None:
+                logger.info("recording ends, and there was no step")
+            self.close()
+        else:
+            self._num_left = self._num_steps
+            logger.info("up to %d steps will be recorded; SIGUSR2 ends it", self._num_steps)
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Computes one step; as long as steps are recorded, under the name of its kind."""
-        if self._profiler is None:
+        """Computes one step; while steps are recorded, under the name of its kind."""
+        profiler = self._begin_step()
+        if profiler is None:
             return self._runner.execute(plan)
-        if not self._is_recording:
-            self._profiler.start()
-            self._is_recording = True
+        try:
+            with record_function(kind_of(plan)):
+                return self._runner.execute(plan)
+        finally:
+            self._end_step(profiler)
+
+    def launch(self, plan: StepPlan) -> Flight:
+        """See `LaunchingRunner`; the name of its kind is on what comes before the sampling."""
+        profiler = self._begin_step()
+        if profiler is None:
+            return launch(self._runner, plan)
         with record_function(kind_of(plan)):
-            result = self._runner.execute(plan)
-        self._num_left -= 1
+            flight = launch(self._runner, plan)
+        return _RecordedFlight(flight, lambda: self._end_step(profiler))
+
+    def _begin_step(self) -> profile | None:
+        """What records the step that begins, if anything does."""
         if self._num_left == 0:
+            self.close()  # at the latest here: the last step may have been given up
+            return None
+        if self._profiler is None:
+            self._profiler = _new_profiler()
+            self._profiler.start()
+        self._num_left -= 1
+        return self._profiler
+
+    def _end_step(self, profiler: profile) -> None:
+        if self._num_left == 0 and self._profiler is profiler:
             self.close()
-        return result
 
     def close(self) -> None:
-        """Logs the table and writes the trace, unless that has been done; later steps run bare."""
+        """Writes the trace and has the table made, if a step was recorded; later steps run bare."""
+        self._num_left = 0
         profiler, self._profiler = self._profiler, None
-        if profiler is None or not self._is_recording:
+        if profiler is None:
             return
         profiler.stop()
-        logger.info("the recorded steps, by time:\n%s", _table(profiler))
+        self._write(profiler)
+        self._report = threading.Thread(target=_log_table, args=(profiler,), name="table")
+        self._report.start()
+
+    def wait(self) -> None:
+        """Waits for the table, if one is being made."""
+        if self._report is not None:
+            self._report.join()
+
+    def _write(self, profiler: profile) -> None:
         try:
             self.trace = _write_trace(profiler, Path(self._directory).expanduser())
         except OSError as error:  # a trace is not worth the server
@@ -65,19 +114,38 @@ class ProfilingRunner:
             logger.info("Chrome trace, for https://ui.perfetto.dev: %s", self.trace)
 
 
+class _RecordedFlight:
+    """A flight that says when its results have been read."""
+
+    def __init__(self, flight: Flight, end: Callable[[], None]) -> None:
+        self._flight = flight
+        self._end = end
+
+    def sample(self, fed: Mapping[int, int]) -> None:
+        self._flight.sample(fed)
+
+    def result(self) -> StepResult:
+        result = self._flight.result()
+        self._end()
+        return result
+
+
 @contextmanager
-def profiled(runner: Runner, config: WorkerConfig) -> Iterator[Runner]:
-    """The runner, under `--torch-profiling` as one that records and reports at the latest here."""
-    if not config.torch_profiling:
-        yield runner
-        return
+def profiled(runner: Runner, config: WorkerConfig) -> Iterator[ProfilingRunner]:
+    """The runner as one that can record, and that reports at the latest here.
+
+    Under `--torch-profiling` it records from its first step on.
+    """
     recording = ProfilingRunner(
         runner, config.torch_profiling_steps, config.torch_profiling_directory
     )
+    if config.torch_profiling:
+        recording.switch()
     try:
         yield recording
     finally:
         recording.close()
+        recording.wait()
 
 
 def kind_of(plan: StepPlan) -> str:
@@ -87,10 +155,18 @@ def kind_of(plan: StepPlan) -> str:
     return "decode" if plan.num_decodes else "prefill"
 
 
-def _table(profiler: profile) -> str:
+def _new_profiler() -> profile:
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    return profile(activities=activities)
+
+
+def _log_table(profiler: profile) -> None:
     device = "device" if ProfilerActivity.CUDA in profiler.activities else "cpu"
     averages = profiler.key_averages()
-    return str(averages.table(sort_by=f"self_{device}_time_total", row_limit=TABLE_ROWS))
+    table = averages.table(sort_by=f"self_{device}_time_total", row_limit=TABLE_ROWS)
+    logger.info("the recorded steps, by time:\n%s", table)
 
 
 def _write_trace(profiler: profile, directory: Path) -> Path:

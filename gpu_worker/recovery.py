@@ -4,16 +4,21 @@ Executing a plan, or a part of it, a second time changes nothing. So a plan that
 in halves, until the culprit is alone: at most 2 log2(B) runs more for one culprit among B
 sequences, and one for a sequence that is alone from the start. A device without memory for the
 whole step gets it in parts in the same way, and even a single chunk in pieces, unless it aligns.
+
+A step that was launched ahead of one that raises has read what that one left undone. So it is
+given up, and executed from its beginning once the tokens that it feeds are known.
 """
 
 import logging
 import traceback
+from collections.abc import Mapping
+from itertools import groupby
 
 import torch
 
 from gpu_worker.kv_cache import BLOCK_SIZE
-from gpu_worker.runner import Runner
-from scheduler.plan import StepPlan, StepResult
+from gpu_worker.runner import Flight, Runner, launch
+from scheduler.plan import NO_TOKEN, StepPlan, StepResult
 from shared.errors import EXIT_FAILED, FatalError
 
 logger = logging.getLogger(__name__)
@@ -40,10 +45,45 @@ class IsolatingRunner:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        self._newest: IsolatedFlight | None = None
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Computes one step; the sequences that cannot be computed are in `failed_rows`."""
         return self._execute(plan, is_whole=True)
+
+    def launch(self, plan: StepPlan) -> "IsolatedFlight":
+        """See `LaunchingRunner`; what raises is mended in the flight's `result`."""
+        before, self._newest = self._newest, IsolatedFlight(self, plan)
+        if before is None or not before.is_broken or not plan.is_ahead:
+            self.attempt(self._newest)
+        return self._newest
+
+    def attempt(self, flight: "IsolatedFlight") -> None:
+        """Launches the flight's step."""
+        flight.attempt(self._runner)
+
+    def give_up_ahead_of(self, flight: "IsolatedFlight") -> None:
+        """The flight broke: a step that was launched ahead of it has read what it left undone."""
+        if self._newest is not None and self._newest is not flight:
+            self._newest.give_up()
+
+    def mend(self, plan: StepPlan, error: Exception | None, dead: frozenset[int]) -> StepResult:
+        """Executes a step that was launched in vain, by this error if any.
+
+        Dead rows failed in the step before: they fail unseen.
+        """
+        if error is not None and not dead:
+            return self._execute_in_parts(plan, error, is_whole=True)
+        results: list[StepResult] = []
+        runs = groupby(range(len(plan.chunks)), lambda number: plan.chunks[number].row in dead)
+        for is_dead, numbers in runs:
+            places = list(numbers)
+            part = plan.part(places[0], places[-1] + 1)
+            if is_dead:
+                results += map(StepResult.failure, part.chunks)
+            else:
+                results.append(self._execute(part, is_whole=True))
+        return StepResult.joined(results)
 
     def _execute(self, plan: StepPlan, *, is_whole: bool) -> StepResult:
         try:
@@ -79,6 +119,63 @@ class IsolatingRunner:
         if len(part.chunks) == 1 and has_failed:
             return StepResult.failure(part.chunks[0])
         return self._execute(part, is_whole=False)
+
+
+class IsolatedFlight:
+    """A step under way whose result raises nothing but FatalError; see `Flight`."""
+
+    def __init__(self, runner: IsolatingRunner, plan: StepPlan) -> None:
+        self._runner = runner
+        self._plan = plan
+        self._flight: Flight | None = None  # None: it broke, or was given up
+        self._error: Exception | None = None  # by which it broke
+        self._dead = frozenset[int]()  # rows that failed in the step before
+
+    @property
+    def is_broken(self) -> bool:
+        """True when the device has not computed, or will not compute, what the plan says."""
+        return self._flight is None
+
+    def attempt(self, runner: Runner) -> None:
+        """Launches the step."""
+        try:
+            self._flight = launch(runner, self._plan)
+        except Exception as error:  # noqa: BLE001 — as in `IsolatingRunner`
+            self._break(error)
+
+    def give_up(self) -> None:
+        """Whatever it computes does not count."""
+        self._flight = None
+
+    def sample(self, fed: Mapping[int, int]) -> None:
+        """See `Flight`; one that was given up is launched again, now that its tokens are known."""
+        self._dead = frozenset(row for row, token_id in fed.items() if token_id == NO_TOKEN)
+        self._plan = self._plan.fed(fed)
+        if self._flight is None and self._error is None and not self._dead:
+            self._runner.attempt(self)
+        if self._flight is None:
+            return
+        try:
+            self._flight.sample(fed)
+        except Exception as error:  # noqa: BLE001 — likewise
+            self._break(error)
+
+    def result(self) -> StepResult:
+        """See `Flight`; of one that broke it is computed here."""
+        if self._flight is not None:
+            try:
+                return self._flight.result()
+            except Exception as error:  # noqa: BLE001 — likewise
+                self._break(error)
+        self._runner.give_up_ahead_of(self)
+        return self._runner.mend(self._plan, self._error, self._dead)
+
+    def _break(self, error: Exception) -> None:
+        if isinstance(error, FatalError):
+            raise error
+        _refuse_sticky(error)
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the forward pass
+        self._flight, self._error = None, error
 
 
 def _split(plan: StepPlan, *, pieces: bool) -> tuple[StepPlan, ...]:

@@ -6,7 +6,7 @@ any part of a plan again.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from typing import NamedTuple
 from shared.sampling import SamplingParams
 
 NO_TOKEN = -1  # sampled where the logits were not numbers; the sequence fails
+PENDING = -2  # fed where the step before, which is under way, samples the token
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Chunk(NamedTuple):
 
     row: int  # of the sequence in the runner's tables
     start: int  # position of the first token in the sequence
-    token_ids: tuple[int, ...]  # one token when decoding, more in a prefill chunk
+    token_ids: tuple[int, ...]  # one when decoding, maybe PENDING; more in a prefill chunk
     new_blocks: tuple[int, ...]  # appended to the row's block table before the step
     output_index: int  # number of the answer's token that is sampled, from 0: the noise counter
     samples: bool  # False: the prompt goes on in a later step
@@ -140,6 +141,26 @@ class StepPlan:
     def is_mixed(self) -> bool:
         """True when decoding and prefilling sequences share the step."""
         return 0 < self.num_decodes < len(self.chunks)
+
+    @property
+    def is_ahead(self) -> bool:
+        """True when it feeds tokens that the step before is yet to sample."""
+        return any(chunk.token_ids[0] == PENDING for chunk in self.chunks[: self.num_decodes])
+
+    def fed(self, sampled: Mapping[int, int]) -> "StepPlan":
+        """The plan with what the step before sampled, by row, in place of PENDING.
+
+        A row of NO_TOKEN, whose sequence has failed, is fed the first token there is.
+        """
+        if not self.is_ahead:
+            return self
+        chunks = tuple(
+            chunk._replace(token_ids=(max(sampled[chunk.row], 0),))
+            if chunk.token_ids[0] == PENDING
+            else chunk
+            for chunk in self.chunks
+        )
+        return replace(self, chunks=chunks)
 
     def part(self, start: int, end: int) -> "StepPlan":
         """The plan of chunks `start` to `end` - 1 alone, with what their rows need before."""
@@ -200,6 +221,11 @@ class StepResult:
     vectors: tuple[bytes | None, ...] = ()
     # Of each chunk that aligns: float32, little-endian, [tokens, positions]; None: as NO_TOKEN.
     alignments: tuple[bytes | None, ...] = ()
+
+    def by_row(self, plan: StepPlan) -> dict[int, int]:
+        """The sampled tokens by the rows of the plan that this is the result of."""
+        rows = (chunk.row for chunk in plan.chunks if chunk.samples)
+        return dict(zip(rows, self.token_ids, strict=True))
 
     @classmethod
     def failure(cls, chunk: Chunk) -> "StepResult":

@@ -8,25 +8,34 @@ The order is first come, first served. A sequence is admitted when the pool can 
 far, not all that it may become. When a decoding sequence finds no block, the newest one that runs
 gives up its own and is computed again later; the third time that this happens to a sequence, it
 comes back only with blocks for all that it may become, and keeps them.
+
+While a step is under way, `schedule_ahead` may plan the next one: a decode of the tokens that the
+first is yet to sample. One that turns out to be an end has cost a row for nothing.
 """
 
-from bisect import insort
 from collections import deque
 from itertools import islice, repeat
 
-from scheduler.block_pool import BlockPool
 from scheduler.outcome import Counters, SampledToken, told_of
-from scheduler.plan import NO_TOKEN, Admission, Chunk, Move, StepPlan, StepResult, TokenScore
-from scheduler.row_pool import RowPool
+from scheduler.places import Places
+from scheduler.plan import (
+    NO_TOKEN,
+    PENDING,
+    Admission,
+    Chunk,
+    Move,
+    StepPlan,
+    StepResult,
+    TokenScore,
+)
 from scheduler.sequence import Sequence, State
-from scheduler.waiting import WaitingLine, arrival, assert_in_order, remove
+from scheduler.waiting import WaitingLine
 
-MAX_PREEMPTIONS = 3
 MAX_ALIGNED = 8  # windows in a step: what it tells of each is large
 
 
 class Scheduler:
-    """Owns every sequence from `add` to its end. The caller runs one plan at a time."""
+    """Owns every sequence from `add` to its end. The caller runs plans in order, two at most."""
 
     def __init__(
         self,
@@ -40,32 +49,35 @@ class Scheduler:
         rows_are_slots: bool = False,
     ) -> None:
         """With `rows_are_slots` the rows in use are kept together, from 0, by moving sequences."""
-        self.pool = BlockPool(num_blocks)
+        self._places = Places(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_rows=max_sequences,
+            rows_are_slots=rows_are_slots,
+        )
+        self.pool = self._places.pool
         self.counters = Counters()
         self._block_size = block_size
-        self._home_size = max(1, num_blocks // max_sequences)  # blocks that a row prefers
         self._max_tokens_per_step = max(max_tokens_per_step, max_sequences)
         self._max_early_aborts = max_early_aborts
         self._prefix_caching = prefix_caching
         self._rows_are_slots = rows_are_slots
         self._requests: dict[str, list[Sequence]] = {}  # that have not ended, by request
         self._waiting = WaitingLine()
-        self._running: list[Sequence] = []  # in order of arrival
-        self._rows = RowPool(max_sequences)
-        self._num_promised = 0  # blocks that running sequences may still take without asking
         self._early_aborts: dict[str, None] = {}  # they overtook their sequence; oldest first
         self._num_arrived = 0
         self._step = 0
+        self._num_under_way = 0  # steps that were planned and are not recorded yet
 
     @property
     def is_idle(self) -> bool:
-        """True when no sequence waits or runs."""
-        return not self._requests
+        """True when no sequence waits or runs, and no step is under way."""
+        return not self._requests and not self._num_under_way
 
     @property
     def num_running(self) -> int:
         """Sequences that hold a row."""
-        return len(self._running)
+        return len(self._places.running)
 
     @property
     def num_waiting(self) -> int:
@@ -89,7 +101,7 @@ class Scheduler:
             return
         self._requests[request_id] = list(siblings)
         for sequence in siblings:
-            needed = self._num_blocks_for(sequence.max_computed)
+            needed = self._places.num_blocks_for(sequence.max_computed)
             assert needed <= self.pool.num_blocks, "checked at the worker's door"
             sequence.arrival = self._num_arrived
             self._num_arrived += 1
@@ -113,63 +125,85 @@ class Scheduler:
         return aborted
 
     def schedule(self) -> StepPlan:
-        """Returns the next step: decodes first, then prefill in order of arrival."""
+        """Returns the next step: decodes first, then prefill in order of arrival.
+
+        No step may be under way; for that there is `schedule_ahead`.
+        """
+        assert not self._num_under_way, "a step is under way"
         self._step += 1
         moves = self._plan_moves() if self._rows_are_slots else ()
         decodes = self._plan_decodes()
         admissions: list[Admission] = []
         prefills = self._plan_prefills(len(decodes), admissions)
         chunks = (*decodes, *prefills)
+        self._num_under_way += bool(chunks)
         return StepPlan(self._step, tuple(admissions), chunks, len(decodes), moves)
+
+    def schedule_ahead(self) -> StepPlan | None:
+        """Returns the step after the one that is under way, or None: record that one first.
+
+        It decodes; whoever could be admitted, has a prompt to compute or would be preempted is
+        not made to wait for it.
+        """
+        assert self._num_under_way == 1, "it is planned ahead of one step"
+        decoding = [s for s in self._places.running if s.is_decoding]
+        num_needed = sum(self._places.needs_block(s) for s in decoding)
+        if self._rows_are_slots or not decoding or num_needed > self._places.num_to_spare:
+            return None
+        if next(self._places.prefilling(), None) is not None or self._could_admit():
+            return None
+        self._step += 1
+        self._num_under_way += 1
+        decodes = tuple(self._plan_decodes())
+        return StepPlan(self._step, (), decodes, len(decodes))
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[SampledToken]:
         """Records a computed step and returns what became of each sequence that it changed.
 
-        Sequences aborted since the plan was made are passed over.
+        Sequences that have ended since the plan was made are passed over.
         """
+        self._num_under_way -= not plan.is_empty
         sampled = zip(result.token_ids, result.scores or repeat(None), strict=False)
         prompt_scores, vectors = iter(result.prompt_scores), iter(result.vectors)
-        alignments = iter(result.alignments)
+        alignments, owner_of = iter(result.alignments), self._places.rows.owner
         outputs = []
         for chunk in plan.chunks:
             token_id, score = next(sampled) if chunk.samples else (None, None)
             found = tuple(islice(prompt_scores, len(chunk.targets))) if chunk.targets else ()
             vector = next(vectors) if chunk.pools else b""
             matrix = next(alignments) if chunk.num_aligned else b""
-            sequence = self._rows.owner(chunk.row)
-            if sequence is None:
+            sequence, length = owner_of(chunk.row), len(chunk.token_ids)
+            assert sequence is not None, "it keeps its row while a step is under way"
+            sequence.num_flying -= length
+            sequence.num_awaited -= chunk.samples
+            if sequence.state is not State.RUNNING:
+                self._places.land(sequence)
                 continue
             is_unsound = token_id == NO_TOKEN or None in found or None in (vector, matrix)
             if chunk.row in result.failed_rows or is_unsound:
                 self._end(sequence, State.FAILED)
                 outputs.append(SampledToken(sequence, NO_TOKEN))
                 continue
-            sequence.num_computed += len(chunk.token_ids)
+            sequence.num_computed += length
             if found:
                 sequence.score(score for score in found if score is not None)
             if token_id is not None:
-                self._publish(sequence)
+                self._places.publish(sequence)
                 outputs += self._record(sequence, token_id, score)
             if matrix:
                 outputs += self._record_alignment(sequence, matrix)
             if chunk.pools:
-                self._publish(sequence)
+                self._places.publish(sequence)
                 self._end(sequence, State.STOPPED)
                 outputs.append(SampledToken(sequence, NO_TOKEN, vector=vector))
         return outputs
 
     def check(self) -> None:
         """Asserts that blocks, rows and promises are all accounted for."""
-        self.pool.check(sequence.blocks for sequence in self._running)
-        self._rows.check(self._running)
+        self._places.check()
         everybody = {s for siblings in self._requests.values() for s in siblings}
-        assert {*self._running, *self._waiting} == everybody, "a sequence is lost"
-        open_promises = sum(max(0, s.num_promised - len(s.blocks)) for s in self._running)
-        assert open_promises == self._num_promised <= self.pool.num_available
-        assert_in_order(self._running)
+        assert {*self._places.running, *self._waiting} == everybody, "a sequence is lost"
         self._waiting.check()
-        for sequence in self._running:
-            assert self._num_blocks_for(sequence.num_computed) <= len(sequence.blocks)
 
     def _remember_abort(self, request_id: str) -> None:
         self._early_aborts[request_id] = None
@@ -182,43 +216,41 @@ class Scheduler:
         """Closes the gaps between the rows in use, unless somebody waits who will fill them."""
         if self._waiting:
             return ()
-        moved = self._rows.close_gaps()
+        moved = self._places.rows.close_gaps()
         return tuple(Move(source, mover.admission(mover.num_computed)) for source, mover in moved)
 
     def _plan_decodes(self) -> list[Chunk]:
         """One token of everybody who decodes; the newest may lose their blocks to the others."""
         decodes = []
-        for sequence in tuple(self._running):
+        for sequence in tuple(self._places.running):
             if sequence.state is not State.RUNNING or not sequence.is_decoding:
                 continue
-            if sequence.num_computed % self._block_size == 0 and not self._make_room(sequence):
+            num_planned = sequence.num_computed + sequence.num_flying
+            if num_planned % self._block_size == 0 and not self._make_room(sequence):
                 continue
             decodes.append(self._chunk(sequence, 1))
         return decodes
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Sees to it that the sequence can take one more block, or preempts it."""
-        if len(sequence.blocks) < sequence.num_promised:
+        if not self._places.needs_block(sequence):
             return True
-        while self.pool.num_available <= self._num_promised:
-            victim = next(s for s in reversed(self._running) if self._may_preempt(s))
+        while self._places.num_to_spare <= 0:
+            victim = next(s for s in reversed(self._places.running) if s.may_yield)
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
-
-    def _may_preempt(self, sequence: Sequence) -> bool:
-        return sequence.num_preemptions < MAX_PREEMPTIONS
 
     def _plan_prefills(self, num_decodes: int, admissions: list[Admission]) -> list[Chunk]:
         """Spends the budget on prompts that have begun, then on those that can be admitted."""
         budget = self._max_tokens_per_step - num_decodes
         prefills: list[Chunk] = []
         begun: deque[Sequence] = deque()
-        if num_decodes < len(self._running):
-            aligning = [s for s in self._running if s.is_aligning]
+        if num_decodes < len(self._places.running):
+            aligning = [s for s in self._places.running if s.is_aligning]
             begun.extend(aligning[:MAX_ALIGNED])
-            prefilling = (s for s in self._running if not s.is_decoding and not s.is_aligning)
+            prefilling = [s for s in self._places.prefilling() if not s.is_aligning]
             begun.extend(sorted(prefilling, key=lambda s: s.is_pooled))
         while budget > 0:
             sequence = self._next_to_prefill(begun, budget, admissions)
@@ -250,56 +282,32 @@ class Scheduler:
         An encoder reads its input whole: one that exceeds what is left of the budget comes first in
         a step or not at all.
         """
-        if not self._waiting or not self._rows.has_free:
-            return None
-        sequence = self._waiting.first(lambda s: not s.waits_for_leader(self._block_size))
+        sequence = self._next_waiting()
         if sequence is None or (admissions and sequence.encoder_input.num_positions >= budget):
             return None
-        found = self._find(sequence)
-        if not self._has_room(sequence, found):
+        found = self._places.find(sequence)
+        if not self._places.has_room(sequence, found):
             return None
         self._admit(sequence, found)
         admissions.append(sequence.admission(len(sequence.token_ids)))
         return sequence
 
-    def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
-        """True when the pool can hold the sequence beside those that run.
+    def _next_waiting(self) -> Sequence | None:
+        if not self._waiting or not self._places.rows.has_free:
+            return None
+        return self._waiting.first(lambda s: not s.waits_for_leader(self._block_size))
 
-        One block more is left for each of these, lest one be preempted soon; a slot never grows.
-        """
-        needed = self._num_to_promise(sequence) - len(found) + self.pool.num_unowned(found)
-        is_fixed = self._rows_are_slots or sequence.num_preemptions >= MAX_PREEMPTIONS
-        spare = 0 if is_fixed else len(self._running)
-        return self._num_promised + needed + spare <= self.pool.num_available
-
-    def _find(self, sequence: Sequence) -> list[int]:
-        """Known blocks of the sequence's beginning; its last token is always left to compute.
-
-        So is every token whose logits a score needs.
-        """
-        if sequence.cache_salt is None:
-            return []
-        num_tokens = len(sequence.token_ids) - 1
-        num_tokens = num_tokens if sequence.is_scored else sequence.num_scored
-        num_blocks = num_tokens // self._block_size
-        return self.pool.find(sequence.block_keys(num_blocks, self._block_size))
-
-    def _num_to_promise(self, sequence: Sequence) -> int:
-        is_reserved = sequence.num_preemptions >= MAX_PREEMPTIONS
-        num_tokens = sequence.max_computed if is_reserved else len(sequence.token_ids)
-        return self._num_blocks_for(num_tokens)
+    def _could_admit(self) -> bool:
+        """True when a sequence that waits could run."""
+        sequence = self._next_waiting()
+        if sequence is None:
+            return False
+        return self._places.has_room(sequence, self._places.find(sequence))
 
     def _admit(self, sequence: Sequence, found: list[int]) -> None:
         sequence.change(State.RUNNING)
         self._waiting.admit(sequence)
-        self.pool.share(found)
-        sequence.blocks = found
-        sequence.num_published = len(found)
-        sequence.num_computed = len(found) * self._block_size
-        sequence.num_promised = self._num_to_promise(sequence)
-        self._num_promised += sequence.num_promised - len(found)
-        self._rows.take(sequence)
-        insort(self._running, sequence, key=arrival)
+        self._places.take(sequence, found)
         self._count_lookup(sequence)
 
     def _count_lookup(self, sequence: Sequence) -> None:
@@ -311,48 +319,32 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, length: int) -> Chunk:
         """Plans the next tokens of a sequence and gives it the blocks that they need."""
-        start = sequence.num_computed
+        start = sequence.num_computed + sequence.num_flying
         end = start + length
+        num_tokens = len(sequence.token_ids) + sequence.num_awaited
         is_covered = end <= len(sequence.blocks) * self._block_size
-        is_last = end == len(sequence.token_ids)
+        is_last = end == num_tokens
+        samples = is_last and not sequence.is_pooled
+        sequence.num_flying += length
+        sequence.num_awaited += samples
         return Chunk(
             sequence.row,
             start,
-            tuple(sequence.token_ids[start:end]),
-            () if is_covered else self._grow(sequence, end),
-            len(sequence.token_ids) - sequence.num_prompt_tokens,
-            samples=is_last and not sequence.is_pooled,
+            tuple(sequence.token_ids[start:end]) or (PENDING,),
+            () if is_covered else self._places.grow(sequence, end),
+            num_tokens - sequence.num_prompt_tokens,
+            samples=samples,
             pools=is_last and sequence.is_pooled,
         )
 
-    def _grow(self, sequence: Sequence, num_tokens: int) -> tuple[int, ...]:
-        num_old = len(sequence.blocks)
-        while len(sequence.blocks) < self._num_blocks_for(num_tokens):
-            home = sequence.row * self._home_size + 1
-            preferred = sequence.blocks[-1] + 1 if sequence.blocks else home
-            if len(sequence.blocks) < sequence.num_promised:
-                self._num_promised -= 1
-            sequence.blocks.append(self.pool.allocate(preferred))
-        return tuple(sequence.blocks[num_old:])
-
     # ── recording ────────────────────────────────────────────────────────────────────────────────
-
-    def _publish(self, sequence: Sequence) -> None:
-        """Lets full blocks be found, now that a token was sampled from them: they are sound."""
-        num_full = sequence.num_computed // self._block_size
-        if num_full == sequence.num_published or sequence.cache_salt is None:
-            return
-        for number in range(sequence.num_published, num_full):
-            key = sequence.block_key(number, self._block_size)
-            self.pool.publish(sequence.blocks[number], key)
-        sequence.num_published = num_full
 
     def _record(
         self, sequence: Sequence, token_id: int, score: TokenScore | None
     ) -> list[SampledToken]:
         told = sequence.append(token_id, score)
         if sequence.state is not State.RUNNING:
-            self._release(sequence)
+            self._places.leave(sequence)
             self._forget(sequence)
         return told_of(sequence, told)
 
@@ -366,14 +358,14 @@ class Scheduler:
         sequence.change(State.WAITING)
         sequence.num_preemptions += 1
         self.counters.num_preemptions += 1
-        self._release(sequence)
+        self._places.leave(sequence)
         self._waiting.add(sequence)
 
     def _end(self, sequence: Sequence, state: State) -> None:
         was_running = sequence.state is State.RUNNING
         sequence.change(state)
         if was_running:
-            self._release(sequence)
+            self._places.leave(sequence)
         else:
             self._waiting.remove(sequence)
         self._forget(sequence)
@@ -384,15 +376,3 @@ class Scheduler:
             self._requests[sequence.request_id] = siblings
         else:
             del self._requests[sequence.request_id]
-
-    def _release(self, sequence: Sequence) -> None:
-        """Takes back what `_admit` and `_grow` gave; no step that writes there may be under way."""
-        self._num_promised -= max(0, sequence.num_promised - len(sequence.blocks))
-        self.pool.free(sequence.blocks)
-        sequence.blocks = []
-        sequence.num_computed = 0
-        remove(self._running, sequence)
-        self._rows.give_back(sequence)
-
-    def _num_blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._block_size)

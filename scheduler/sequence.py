@@ -15,6 +15,8 @@ from scheduler.plan import NO_INPUT, Admission, Chunk, EncoderInput, TokenScore
 from scheduler.prefix import BlockKey
 from shared.sampling import NUM_SEEDS, SamplingParams
 
+MAX_PREEMPTIONS = 3
+
 
 class State(StrEnum):
     """Where a sequence stands; the last four are ends."""
@@ -85,6 +87,8 @@ class Sequence:
         self.token_ids = list(prompt_token_ids)  # the prompt, then the answer
         self.arrival = -1  # number in the order of arrival: the scheduler's
         self.num_computed = 0  # tokens whose keys and values are in the pool
+        self.num_flying = 0  # tokens after these that steps under way compute
+        self.num_awaited = 0  # tokens after `token_ids` that steps under way sample
         self.num_published = 0  # blocks that the prefix cache knows, or knew
         self.num_cached = 0  # prompt tokens that were there already when it first ran
         self.num_preemptions = 0
@@ -128,10 +132,27 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_planned(self) -> int:
+        """Tokens whose keys and values are in the pool, or will be after the steps under way."""
+        return self.num_computed + self.num_flying
+
+    @property
     def is_decoding(self) -> bool:
-        """True when only the newest token, a sampled one, is left to compute."""
-        num_tokens = len(self.token_ids)
-        return self.num_computed == num_tokens - 1 and num_tokens > self.num_prompt_tokens
+        """True when only the newest token, a sampled one, is left to compute, and one may follow.
+
+        The newest may still be awaited.
+        """
+        num_tokens = len(self.token_ids) + self.num_awaited
+        if self.num_computed + self.num_flying != num_tokens - 1:
+            return False
+        num_answered = num_tokens - self.num_prompt_tokens
+        # One whose last token is awaited ends with it, whichever it is.
+        return num_answered > 0 and (not self.num_awaited or num_answered < self.max_tokens)
+
+    @property
+    def may_yield(self) -> bool:
+        """False once it has lost its blocks so often that it keeps them to its end."""
+        return self.num_preemptions < MAX_PREEMPTIONS
 
     @property
     def is_aligning(self) -> bool:

@@ -14,6 +14,8 @@ from benchmarks.engine import Engine, random_prompt
 from benchmarks.gpu import equality
 from benchmarks.gpu.machine import Machine, kv_bytes_per_token, weight_bytes
 from benchmarks.gpu.record import Row, Stage, Unavailable, Values
+from gpu_worker.linears.int4 import Int4
+from gpu_worker.linears.quantization import quantize_linears
 from gpu_worker.paged_attention import ATTENTION
 from scheduler.plan import StepPlan
 
@@ -38,8 +40,15 @@ def _compiled_rows(machine: Machine) -> Sequence[Row]:
     return [Row("equality, llama", compare), *_rows(machine, cuda_graphs=True, torch_compile=True)]
 
 
-def _rows(machine: Machine, cuda_graphs: bool, torch_compile: bool = False) -> Sequence[Row]:
-    run = _Run(machine, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
+def int4_rows(machine: Machine) -> Sequence[Row]:
+    """The same with 4-bit weights; against the rows of `decode`."""
+    return _rows(machine, cuda_graphs=True, int4=True)
+
+
+def _rows(
+    machine: Machine, cuda_graphs: bool, torch_compile: bool = False, int4: bool = False
+) -> Sequence[Row]:
+    run = _Run(machine, cuda_graphs=cuda_graphs, torch_compile=torch_compile, int4=int4)
     decodes = [Row(f"batch {size}", partial(run.decode, size)) for size in run.batch_sizes]
     return [Row("prefill", run.prefill), *decodes]
 
@@ -47,8 +56,11 @@ def _rows(machine: Machine, cuda_graphs: bool, torch_compile: bool = False) -> S
 class _Run:
     """One engine whose sequences all decode; the batch only ever shrinks."""
 
-    def __init__(self, machine: Machine, *, cuda_graphs: bool, torch_compile: bool) -> None:
+    def __init__(
+        self, machine: Machine, *, cuda_graphs: bool, torch_compile: bool, int4: bool
+    ) -> None:
         self._machine = machine
+        self._int4 = int4
         self._cuda_graphs = cuda_graphs
         self._torch_compile = torch_compile
         self.batch_sizes = (4, 2, 1) if machine.is_rehearsal else (256, 64, 8, 1)
@@ -67,7 +79,7 @@ class _Run:
             steps.append(engine.step())
         seconds = sum(step.seconds for step in steps[:-1])
         rate = num_prompts * self._prompt_tokens / seconds
-        parameters = weight_bytes(model) / model.dtype.itemsize
+        parameters = self._dense_bytes / model.dtype.itemsize
         return {
             "tokens": num_prompts * self._prompt_tokens,
             "tokens_per_second": rate,
@@ -91,7 +103,8 @@ class _Run:
 
     def _values(self, batch_size: int, contexts: int, times: list[float]) -> Values:
         seconds = statistics.median(times)
-        num_bytes = weight_bytes(self._model) + contexts * kv_bytes_per_token(self._model)
+        weights = weight_bytes(self._model) + self._int4_bytes
+        num_bytes = weights + contexts * kv_bytes_per_token(self._model)
         values = {
             "ms_per_step": seconds * 1e3,
             "slowest_ms": max(times) * 1e3,
@@ -107,7 +120,13 @@ class _Run:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        return self._machine.model(ATTENTION)
+        model = self._machine.model(ATTENTION)
+        self._dense_bytes, self._int4_bytes = weight_bytes(model), 0
+        if self._int4:
+            layers = quantize_linears(model, Int4(model), None).layers.values()
+            self._int4_bytes = sum(layer.num_bytes for layer in layers)
+            self._machine.free()
+        return model
 
     @cached_property
     def _engine(self) -> Engine:

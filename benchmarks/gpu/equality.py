@@ -73,7 +73,9 @@ def _rows(machine: Machine) -> Sequence[Row]:
     return [*decoders, *others]
 
 
-def compare(machine: Machine, name: str, *, torch_compile: bool = False) -> Values:
+def compare(
+    machine: Machine, name: str, *, torch_compile: bool = False, overlaps: bool = False
+) -> Values:
     """Serves eight requests and compares each answer; raises Wrong at the first difference."""
     machine.require()
     torch.set_float32_matmul_precision("highest")
@@ -85,7 +87,7 @@ def compare(machine: Machine, name: str, *, torch_compile: bool = False) -> Valu
     model = model.to(machine.device)
     vocab_size = model.config.vocab_size
     prompts = [random_prompt(n, length, vocab_size) for n, length in enumerate(PROMPT_LENGTHS)]
-    answers = _serve(model, prompts, torch_compile=torch_compile)
+    answers = _serve(model, prompts, torch_compile=torch_compile, overlaps=overlaps)
     same = [
         _num_equal(model, prompt, answer, f"{name}, prompt of {len(prompt)} tokens")
         for prompt, answer in zip(prompts, answers, strict=True)
@@ -110,9 +112,16 @@ def compare_slots(machine: Machine, name: str) -> Values:
 
 
 def _serve(
-    model: PreTrainedModel, prompts: list[tuple[int, ...]], *, torch_compile: bool
+    model: PreTrainedModel,
+    prompts: list[tuple[int, ...]],
+    *,
+    torch_compile: bool,
+    overlaps: bool,
 ) -> list[list[int]]:
-    """The answers; a request arrives with every step while the others run."""
+    """The answers; a request arrives with every step while the others run.
+
+    With `overlaps` the steps after the last arrival are launched ahead.
+    """
     served = copy.deepcopy(model)
     served.set_attn_implementation(ATTENTION)
     engine = Engine(
@@ -125,6 +134,8 @@ def _serve(
     for number, prompt in enumerate(prompts):
         engine.add(str(number), prompt, ANSWER_TOKENS)
         engine.step()
+    if overlaps and not engine.run_ahead():
+        raise Wrong("no step was launched ahead")
     engine.run()
     return [engine.timelines[str(number)].token_ids for number in range(len(prompts))]
 

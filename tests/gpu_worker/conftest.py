@@ -1,5 +1,7 @@
 """The worker that several tests put on the stage, and the threads that all of them use."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -12,7 +14,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
+def stage(request: pytest.FixtureRequest) -> Stage:
+    """A worker on a formula, without prefix caching; once without overlap, once with it."""
+    return make_stage(overlaps=request.param)
+
+
 @pytest.fixture
-def stage() -> Stage:
-    """A worker on a formula, without prefix caching."""
-    return make_stage()
+def fresh_compiler() -> Iterator[None]:
+    """What torch counts begins at nothing, and no other test's graphs are there."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()

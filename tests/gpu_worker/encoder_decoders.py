@@ -53,11 +53,11 @@ MODELS = {
 }
 
 
-def make_t5(name: str) -> PreTrainedModel:
+def make_t5(name: str, **sizes: Any) -> PreTrainedModel:
     """A model of random weights whose answers depend on positions and inputs."""
     config_class, model_class, own = MODELS[name]
     torch.manual_seed(5)
-    model: PreTrainedModel = model_class(config_class(**{**SIZES, **own})).eval()
+    model: PreTrainedModel = model_class(config_class(**{**SIZES, **own, **sizes})).eval()
     for parameter_name, parameter in model.named_parameters():
         spread = 3.0 if "relative_attention_bias" in parameter_name else 0.3
         parameter.data.normal_(0, spread)

@@ -13,7 +13,10 @@ from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import serve
+from gpu_worker.pipeline import Pipeline
+from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.runner import Runner
+from gpu_worker.step_times import StepTimes
 from scheduler.outcome import Counters
 from scheduler.plan import StepPlan, TokenScore
 from scheduler.scheduler import Scheduler
@@ -37,6 +40,7 @@ class Request:
     max_tokens: int
     sampling: SamplingParams = GREEDY
     num_choices: int = 1
+    end_token_ids: frozenset[int] = frozenset()  # beside the model's own
 
 
 @dataclass
@@ -62,6 +66,7 @@ def run(
     prefix_caching: bool = False,
     settings: WorkerConfig = SETTINGS,
     wrap: Callable[[Runner], Runner] = lambda runner: runner,
+    overlaps: bool = False,
 ) -> Run:
     """Serves the requests; one arrives with every step while the others run.
 
@@ -85,7 +90,11 @@ def run(
         with_kwargs=True,
     )
     arrivals = [_siblings(number, request, loaded) for number, request in enumerate(wanted)]
-    _serve(scheduler, wrap(loaded.runner), arrivals, done)
+    runner = wrap(loaded.runner)
+    if overlaps:
+        _serve_ahead(scheduler, runner, arrivals, done)
+    else:
+        _serve(scheduler, runner, arrivals, done)
     sequences = [sequence for siblings in arrivals for sequence in siblings]
     done.answers = [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in sequences]
     done.states = [sequence.state for sequence in sequences]
@@ -98,7 +107,7 @@ def _siblings(number: int, request: Request, loaded: LoadedModel) -> list[Sequen
         str(number),
         request.prompt,
         request.max_tokens,
-        loaded.end_token_ids,
+        loaded.end_token_ids | request.end_token_ids,
         request.sampling,
         cache_salt=loaded.rope_class(len(request.prompt)),
     )
@@ -118,6 +127,24 @@ def _serve(scheduler: Scheduler, runner: Runner, requests: list[list[Sequence]],
         for output in scheduler.apply(plan, runner.execute(plan)):
             done.scores[sequences.index(output.sequence)].append(output.score)
         done.plans.append(plan)
+
+
+def _serve_ahead(
+    scheduler: Scheduler, runner: Runner, requests: list[list[Sequence]], done: Run
+) -> None:
+    """The same with overlap; the tables of blocks are not noted."""
+    arrivals = iter(requests)
+    sequences = [sequence for siblings in requests for sequence in siblings]
+    done.scores = [[] for _ in sequences]
+    pipeline = Pipeline(scheduler, IsolatingRunner(runner), StepTimes(), overlaps=True)
+    while (arrived := next(arrivals, None)) or not scheduler.is_idle:
+        if arrived is not None:
+            scheduler.add(*arrived)
+        finished = pipeline.advance()
+        scheduler.check()
+        for output in finished.outputs if finished else ():
+            done.scores[sequences.index(output.sequence)].append(output.score)
+        done.plans += [finished.plan] if finished else []
 
 
 @dataclass(frozen=True)

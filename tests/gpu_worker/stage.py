@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
+
 from gpu_worker.intake import IntakeLimits
+from gpu_worker.lines import MAX_UNACKNOWLEDGED_STEPS
 from gpu_worker.runner import Runner
-from gpu_worker.worker import DETOKENIZER, MAX_UNACKNOWLEDGED_STEPS, Worker
-from scheduler.plan import StepPlan, StepResult
+from gpu_worker.step_times import StepTimes
+from gpu_worker.worker import Worker
+from scheduler.plan import StepPlan
 from shared.config import Identity
 from shared.messages import Generate, Message, TokensSampled
 from shared.parts import (
@@ -20,12 +24,17 @@ from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, GREEDY, make_scheduler
 from tests.fakes import (
     FakeMailbox,
+    FormulaFlight,
     FormulaRunner,
     ManualClock,
     formula_answer,
 )
 
+# Of tests that say in which step something comes, which with overlap is one later, or how many
+# there are: there it is one more where a token ends an answer.
+in_turn = pytest.mark.parametrize("stage", [False], indirect=True)
 EPOCH = 3
+DETOKENIZER = "detokenizer-0"
 LIMITS = IntakeLimits(max_model_len=256, vocab_size=100, end_token_ids=frozenset({END_TOKEN}))
 MICROSLEEP_SECONDS = 0.001
 STEP_SECONDS = 0.01
@@ -92,9 +101,9 @@ class SlowRunner(FormulaRunner):
         super().__init__(**sizes)
         self._clock = clock
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> FormulaFlight:
         self._clock.advance(STEP_SECONDS)
-        return super().execute(plan)
+        return super().launch(plan)
 
 
 def make_stage(
@@ -102,6 +111,8 @@ def make_stage(
     *,
     prefix_caching: bool = False,
     num_blocks: int = 64,
+    switch_profiling: Callable[[], None] = lambda: None,
+    overlaps: bool = False,
 ) -> Stage:
     """A worker of four rows with frontends and a detokenizer; each step takes ten milliseconds."""
     sizes = {"num_blocks": num_blocks, "block_size": 4, "max_sequences": 4}
@@ -115,6 +126,9 @@ def make_stage(
         wrap(runner),
         LIMITS,
         microsleep_seconds=MICROSLEEP_SECONDS,
+        times=StepTimes(clock),
+        switch_profiling=switch_profiling,
+        overlaps=overlaps,
         clock=clock,
     )
     return Stage(worker, mailbox, runner)
@@ -125,6 +139,7 @@ def generate(
     *prompt: int,
     max_tokens: int = 3,
     frontend: int = 0,
+    detokenizer: int = 0,
     detokenizer_epoch: int = 1,
     num_choices: int = 1,
     cache_salt: str = "",
@@ -141,7 +156,7 @@ def generate(
         cache_salt=cache_salt,
         text=TextStart(
             request_id,
-            Route(frontend, 1, detokenizer_epoch),
+            Route(frontend, 1, detokenizer_epoch, detokenizer),
             prompt[-2:],
             TextOptions(stop=("stop",), only_scores_prompt=max_tokens == 0),
             scored_token_ids=tokens if sampling.num_prompt_logprobs is not None else (),

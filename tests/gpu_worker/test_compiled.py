@@ -3,7 +3,6 @@
 import copy
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +10,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from gpu_worker.compiled import options_of, refuse_missing_tools
+from gpu_worker.batch import Batch
+from gpu_worker.compiled import CompiledForward, options_of, refuse_missing_tools
+from gpu_worker.loading import serve
 from gpu_worker.opaque import number_of, numbered
+from scheduler.plan import StepPlan
 from shared.errors import EXIT_CONFIGURATION, FatalError
 from tests.builders import make_model
-from tests.gpu_worker.engine import SETTINGS, Run, assert_as_generated, run
+from tests.gpu_worker.engine import NUM_ROWS, SETTINGS, Run, assert_as_generated, run
 from tests.gpu_worker.test_causal_lm import requests
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 CPU = torch.device("cpu")
 COMPILED = replace(SETTINGS, torch_compile=True)
@@ -42,13 +46,18 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _counted() -> Iterator[None]:
-    """What torch counts begins at nothing, and no other test's graphs are there."""
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
+@pytest.fixture
+def num_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of every call of compiled code."""
+    calls: list[int] = []
+    call = CompiledForward.__call__
+
+    def counted(self: CompiledForward, batch: Batch) -> torch.Tensor:
+        calls.append(len(batch.slots))
+        return call(self, batch)
+
+    monkeypatch.setattr(CompiledForward, "__call__", counted)
+    return calls
 
 
 def serve_all(model_type: str, **overrides: Any) -> Run:
@@ -62,8 +71,10 @@ def serve_all(model_type: str, **overrides: Any) -> Run:
     return done
 
 
-def test_two_graphs_compute_every_step_as_stock_code_does() -> None:
+def test_two_graphs_compute_every_step_as_stock_code_does(num_calls: list[int]) -> None:
     done = serve_all("llama", num_hidden_layers=1)
+    steps = [len(tokens) for plan in done.plans if (tokens := _tokens(plan))]
+    assert num_calls == [1, NUM_ROWS, *steps], "one to warm up for each graph, then one a step"
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
     assert done.shapes == [], "stock code ran"
@@ -72,6 +83,21 @@ def test_two_graphs_compute_every_step_as_stock_code_does() -> None:
     assert sum(plan.is_mixed for plan in done.plans) > 5
     assert not any(chunk.samples for chunk in done.plans[0].chunks)
     assert done.counters.num_preemptions > 0
+
+
+def _tokens(plan: StepPlan) -> list[int]:
+    return [token_id for chunk in plan.chunks for token_id in chunk.token_ids]
+
+
+def test_a_start_says_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_worker.compiled.compiled", lambda forward, _: forward)
+    stages: list[str] = []
+    serve(make_model("llama", num_hidden_layers=1), COMPILED, stages.append)
+    assert stages == [
+        "sizing the KV cache",
+        "compiling the forward pass of one token (1 of 2)",
+        "compiling the forward pass of any number of tokens (2 of 2)",
+    ]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """T5 and its kin over slots: what joins and leaves at any time gets `generate()`'s answer."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -61,11 +63,10 @@ def test_the_comparison_sees_what_rows_must_not_share(
             cache: SlotCache,
             positions: torch.Tensor,
             num_keys: int,
-            num_encoder_keys: int,
-            rows: torch.Tensor | None = None,
+            *rest: Any,
         ) -> None:
             shared = positions.where(positions == cache.scratch, num_keys - 1)
-            begin(cache, shared, num_keys, num_encoder_keys, rows)
+            begin(cache, shared, num_keys, *rest)
 
         monkeypatch.setattr(SlotCache, "begin", begin_at_one)
     else:

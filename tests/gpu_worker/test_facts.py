@@ -94,6 +94,7 @@ def test_people_are_told_what_was_loaded() -> None:
     assert details == {
         "model_type": "llama",
         "dtype": "float32",
+        "weights": "float32",
         "attention": "plain torch",
         "num_blocks": "96",
         "num_rows": "6",

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,8 @@ def test_cpu_kernels_are_kept_where_the_setting_says(tmp_path: Path) -> None:
         pytest.skip("there is no compiler")
     directory = tmp_path / "kernels"
     serve(make_model("llama"), settings(cpu_kernels_directory=str(directory)))
-    assert [path.suffix for path in directory.iterdir()] == [".so"]
+    kept = sorted(path.name.partition("-")[0] for path in directory.iterdir())
+    assert kept == ["linear", "paged_attention"]
 
 
 def test_without_the_kernels_plain_torch_is_taken(caplog: pytest.LogCaptureFixture) -> None:
@@ -287,6 +289,35 @@ def test_without_the_kernels_plain_torch_is_taken(caplog: pytest.LogCaptureFixtu
     serve(make_model("llama"), settings(cpu_kernels=False))
     assert any("plain torch" in message for message in caplog.messages)
     assert not any("prepacked" in message for message in caplog.messages)
+
+
+def test_eight_bit_weights_are_refused_where_there_is_no_kernel_for_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = settings_of(tmp_path, quantization="int8")
+    with pytest.raises(FatalError, match="--quantization int8 is for the CPU: give --hqq"):
+        load(replace(asked, accelerator_type="cuda"))
+
+
+def test_a_checkpoint_is_served_with_eight_bit_weights_that_are_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    make_model("llama").save_pretrained(tmp_path)
+    asked = settings_of(
+        tmp_path, quantization="int8", torch_dtype="float32", cpu_kernels_directory=str(kept)
+    )
+    loaded = load(asked)
+    assert loaded.details["weights"] == "int8, others float32"
+    assert len(list(kept.glob("weights-*.safetensors"))) == 1
+
+
+def test_a_checkpoint_is_served_with_four_bit_weights(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    make_model("llama", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
+    asked = settings_of(tmp_path, hqq=True, torch_dtype="float32", cpu_kernels_directory=str(kept))
+    assert load(asked).details["weights"] == "int4, others float32"
+    assert len(list(kept.glob("weights-*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("asked", [1, 3])

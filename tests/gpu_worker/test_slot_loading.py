@@ -88,18 +88,6 @@ def test_a_directory_is_loaded(tmp_path: Path) -> None:
     assert dataclasses.astuple(loaded.cache) == (4, 30, 4, True)
 
 
-def test_what_is_for_decoders_alone_is_refused() -> None:
-    config = settings(torch_compile=True)
-    with pytest.raises(FatalError, match="start an encoder-decoder without it"):
-        slot_loading.serve_slots(
-            make_t5("t5"),
-            config,
-            end_token_ids=frozenset(),
-            device_name="cpu",
-            report=lambda _: None,
-        )
-
-
 def test_answers_must_begin_with_something(tmp_path: Path) -> None:
     model = make_t5("t5")
     model.config.decoder_start_token_id = 500

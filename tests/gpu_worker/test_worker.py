@@ -2,7 +2,7 @@
 
 import inspect
 
-from gpu_worker.worker import DETOKENIZER, Worker
+from gpu_worker.worker import Worker
 from shared.errors import ErrorCode
 from shared.messages import Abort, RequestFailed
 from shared.parts import RequestStarted, SequenceEnded
@@ -11,11 +11,13 @@ from tests.fakes import (
     POISON,
 )
 from tests.gpu_worker.stage import (
+    DETOKENIZER,
     EPOCH,
     STEP_SECONDS,
     Stage,
     expected_answer,
     generate,
+    in_turn,
 )
 
 
@@ -73,8 +75,9 @@ def test_many_requests_in_any_order_get_their_own_answers(stage: Stage) -> None:
 
 def test_a_prompt_in_chunks_begins_its_text_with_its_first_token(stage: Stage) -> None:
     stage.run(generate("long", *range(40)))
-    assert [len(step.started) for step in stage.steps] == [0, 0, 1, 0, 0]
-    assert [len(step.token_ids) for step in stage.steps] == [0, 0, 1, 1, 1]
+    assert len(stage.runner.plans) == 5
+    assert [len(step.started) for step in stage.steps] == [1, 0, 0]
+    assert [len(step.token_ids) for step in stage.steps] == [1, 1, 1]
 
 
 def test_an_abort_before_the_first_token_is_not_told(stage: Stage) -> None:
@@ -90,6 +93,7 @@ def test_an_abort_within_the_prompt_is_not_told(stage: Stage) -> None:
     assert stage.worker._unheard == {}
 
 
+@in_turn
 def test_an_abort_during_the_answer_is_told_at_once_though_nothing_else_runs(stage: Stage) -> None:
     message = generate("r", max_tokens=9)
     stage.run_with(message, Abort("r"), step=1)
@@ -99,6 +103,7 @@ def test_an_abort_during_the_answer_is_told_at_once_though_nothing_else_runs(sta
     assert stage.answer("r") == expected_answer(message)[:1]
 
 
+@in_turn
 def test_an_abort_among_others_is_told_with_their_next_tokens(stage: Stage) -> None:
     both = (generate("r", 20, max_tokens=9), generate("s", 21, max_tokens=4))
     stage.mailbox.deliver(both[0])
@@ -115,6 +120,7 @@ def test_an_abort_frees_its_blocks_at_once(stage: Stage) -> None:
     assert stage.worker.scheduler.pool.num_used == 0
 
 
+@in_turn
 def test_an_abort_of_the_unknown_or_the_ended_is_not_told(stage: Stage) -> None:
     stage.mailbox.deliver(Abort("nobody"))
     stage.run_with(generate("r", max_tokens=1), Abort("r"), Abort("r"), step=1)

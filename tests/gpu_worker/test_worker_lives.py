@@ -1,6 +1,6 @@
 """What the worker does when a room that waits for its tokens dies."""
 
-from gpu_worker.worker import MAX_UNACKNOWLEDGED_STEPS
+from gpu_worker.lines import MAX_UNACKNOWLEDGED_STEPS
 from shared.messages import AddressBook, ConfirmHeld, Generate
 from shared.parts import Peer, RequestLost
 from tests.gpu_worker.stage import (
@@ -81,7 +81,7 @@ def test_what_never_came_is_told_after_what_was_said_before(stage: Stage) -> Non
     done = generate("done", 20, max_tokens=2)
     stage.mailbox.deliver(done)
     stage.mailbox.deliver(lasting("held"), at=0.1)
-    stage.mailbox.deliver(ConfirmHeld(1, ("done", "held", "lost")), at=0.2)
+    stage.mailbox.deliver(ConfirmHeld(1, 0, ("done", "held", "lost")), at=0.2)
     stage.mailbox.deliver(generate("lost", 22), at=0.3)  # too late: it has been failed
     stage.run()
     lost = [lost for step in stage.steps for lost in step.lost]
@@ -93,7 +93,7 @@ def test_what_never_came_is_told_after_what_was_said_before(stage: Stage) -> Non
 
 
 def test_a_loss_is_told_also_when_no_step_follows(stage: Stage) -> None:
-    stage.run(ConfirmHeld(0, ("lost",)))
+    stage.run(ConfirmHeld(0, 0, ("lost",)))
     (step,) = stage.steps
     assert (step.lost, step.epoch, step.request_ids) == ((RequestLost("lost", 0),), EPOCH, ())
 

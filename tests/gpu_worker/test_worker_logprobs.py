@@ -11,7 +11,7 @@ from shared import wire
 from shared.parts import RequestStarted, SequenceEnded, TokenLogprobs
 from tests.builders import END_TOKEN, GREEDY
 from tests.fakes import POISON, formula_answer, formula_score
-from tests.gpu_worker.stage import Stage, expected_answer, generate, make_stage
+from tests.gpu_worker.stage import Stage, expected_answer, generate, in_turn, make_stage
 
 TOLD = replace(GREEDY, num_logprobs=1)
 SCORED = replace(GREEDY, num_prompt_logprobs=1)
@@ -47,6 +47,7 @@ def test_a_step_in_which_nobody_wants_any_has_no_column(stage: Stage) -> None:
     assert [len(step.logprobs) for step in stage.steps if "a" in step.request_ids] == [1] * 2
 
 
+@in_turn
 def test_a_row_that_fails_has_no_logprobs_and_takes_nobodys(stage: Stage) -> None:
     bad = generate("bad", 20, POISON, sampling=TOLD)
     good = generate("good", 21, 22, max_tokens=1, sampling=TOLD)
@@ -60,7 +61,7 @@ def test_a_row_that_fails_has_no_logprobs_and_takes_nobodys(stage: Stage) -> Non
 def test_a_prompts_logprobs_come_whole_with_the_requests_beginning(stage: Stage) -> None:
     message = generate("r", *PROMPT, sampling=SCORED)
     stage.run(message)
-    assert [len(step.started) for step in stage.steps] == [0, 0, 1, 0, 0]
+    assert [len(step.started) for step in stage.steps] == [1, 0, 0]
     assert stage.started == [RequestStarted(message.text, 1, 0, prompt_logprobs(PROMPT))]
     assert all(step.logprobs == () for step in stage.steps)
     assert stage.answer("r") == expected_answer(message)
@@ -91,7 +92,7 @@ class Watching:
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert self.scheduler is not None
-        self.kept += [len(sequence._prompt_scores) for sequence in self.scheduler._running]
+        self.kept += [len(sequence._prompt_scores) for sequence in self.scheduler._places.running]
         return self._runner.execute(plan)
 
 

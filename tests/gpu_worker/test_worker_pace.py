@@ -4,24 +4,27 @@ import dataclasses
 
 import pytest
 
+from gpu_worker.lines import MAX_UNACKNOWLEDGED_STEPS
 from gpu_worker.reporting import BUSY_INTERVAL_SECONDS, IDLE_INTERVAL_SECONDS
-from gpu_worker.worker import DETOKENIZER, MAX_UNACKNOWLEDGED_STEPS
 from shared.messages import Abort, CreditGranted, StepsAcknowledged, WorkerReported
 from tests.builders import GREEDY
 from tests.fakes import (
     SHUTDOWN,
 )
 from tests.gpu_worker.stage import (
+    DETOKENIZER,
     EPOCH,
     MICROSLEEP_SECONDS,
     STEP_SECONDS,
     Stage,
     expected_answer,
     generate,
+    in_turn,
     many_steps,
 )
 
 
+@in_turn
 def test_it_stops_planning_when_the_detokenizer_is_behind_and_goes_on_after_it(
     stage: Stage,
 ) -> None:
@@ -35,7 +38,7 @@ def test_it_stops_planning_when_the_detokenizer_is_behind_and_goes_on_after_it(
         if num_planned[-1] == num_steps:
             stage.mailbox.stop = SHUTDOWN
         else:
-            stage.mailbox.deliver(StepsAcknowledged(EPOCH, num_planned[-1] - 10))
+            stage.mailbox.deliver(StepsAcknowledged(0, EPOCH, num_planned[-1] - 10))
 
     stage.mailbox.when_waiting = acknowledge
     stage.run()
@@ -44,7 +47,7 @@ def test_it_stops_planning_when_the_detokenizer_is_behind_and_goes_on_after_it(
 
 
 @pytest.mark.parametrize(
-    "stale", [StepsAcknowledged(EPOCH - 1, 10**6), StepsAcknowledged(EPOCH, 0)]
+    "stale", [StepsAcknowledged(0, EPOCH - 1, 10**6), StepsAcknowledged(0, EPOCH, 0)]
 )
 def test_only_its_own_new_acknowledgements_let_it_go_on(
     stage: Stage, stale: StepsAcknowledged
@@ -66,9 +69,9 @@ def test_only_its_own_new_acknowledgements_let_it_go_on(
 
 
 def test_an_old_acknowledgement_does_not_take_a_newer_one_back(stage: Stage) -> None:
-    newest = StepsAcknowledged(EPOCH, 50)
-    stage.run(newest, StepsAcknowledged(EPOCH, 20))
-    assert stage.worker._num_acknowledged == 50
+    newest, line = StepsAcknowledged(0, EPOCH, 50), stage.worker._lines.open(0)
+    stage.run(newest, StepsAcknowledged(0, EPOCH, 20))
+    assert line.num_acknowledged == 50
 
 
 def test_aborts_are_heard_while_the_detokenizer_is_behind(stage: Stage) -> None:
@@ -130,6 +133,7 @@ def reports(stage: Stage, frontend: str = "frontend-0") -> list[WorkerReported]:
     return [m for room, m in sent if room == frontend and isinstance(m, WorkerReported)]
 
 
+@in_turn
 def test_the_load_falls_to_nothing_at_rest(stage: Stage) -> None:
     messages = tuple(generate(f"r-{n}", 20 + n, 5, max_tokens=6) for n in range(6))
     stage.run(*messages)

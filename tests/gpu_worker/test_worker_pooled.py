@@ -21,9 +21,9 @@ def pool(request_id: str, *inputs: tuple[int, ...], dimensions: int = SIZE) -> P
     return Pool(request_id, TEXTLESS, inputs, dimensions, "")
 
 
-@pytest.fixture
-def stage() -> Stage:
-    made = make_stage()
+@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
+def stage(request: pytest.FixtureRequest) -> Stage:
+    made = make_stage(overlaps=request.param)
     made.worker._limits = POOLING
     return made
 
@@ -71,8 +71,9 @@ def test_an_abort_ends_it_and_nobody_hears_of_it(stage: Stage) -> None:
 
 def test_what_never_came_is_lost_and_what_is_held_is_not(stage: Stage) -> None:
     many = pool("v", *((n % 40,) * 12 for n in range(40)))
-    stage.run_with(many, ConfirmHeld(0, ("v", "w")), step=2)
-    assert [lost.request_id for step in stage.steps for lost in step.lost] == ["w"]
+    stage.run_with(many, ConfirmHeld(0, None, ("v", "w")), step=2)
+    (failed,) = stage.mailbox.of_type(RequestFailed)
+    assert (failed.request_id, failed.code) == ("w", ErrorCode.ENGINE_DEAD)
     assert [answer.request_id for answer in stage.mailbox.of_type(Pooled)] == ["v"]
 
 

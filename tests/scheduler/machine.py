@@ -15,23 +15,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from gpu_worker.runner import Flight, launch
 from scheduler.outcome import SampledToken
 from scheduler.plan import NO_TOKEN, StepPlan, StepResult
-from scheduler.scheduler import MAX_PREEMPTIONS, Scheduler
-from scheduler.sequence import Sequence, State
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import MAX_PREEMPTIONS, Sequence, State
 from scheduler.waiting import MAX_OVERTAKES
 from shared.sampling import SamplingParams
-from tests.builders import END_TOKEN, GREEDY
-from tests.fakes import (
-    FORMULA_VOCABULARY,
-    POISON,
-    FormulaRunner,
-    formula_answer,
-    formula_score,
-    formula_vector,
-)
+from tests.builders import GREEDY
+from tests.fakes import FORMULA_VOCABULARY, POISON, FormulaRunner
+from tests.scheduler.answers import END_TOKENS, check_answer, check_scores, rows_of, with_failure
 
-END_TOKENS = frozenset({END_TOKEN})
 SCORING = replace(GREEDY, num_prompt_logprobs=1)
 TOKENS = st.integers(0, FORMULA_VOCABULARY - 1)
 PREFIX = list(range(6, 20))  # what many prompts begin with
@@ -82,6 +76,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.failed: set[Sequence] = set()
         self.arrived: list[Sequence] = []
         self.admitted: list[Sequence] = []
+        self.flight: tuple[StepPlan, Flight] | None = None  # a step under way
+        self.sampled: dict[int, int] = {}  # by the rows of the last step that is over
 
     @rule(
         target=ids,
@@ -147,12 +143,70 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:
+        self._land()
         for _ in range(count):
             plan = self._plan()
             self._apply(plan, self.runner.execute(plan))
 
+    @rule(count=st.integers(1, 6))
+    def step_ahead(self, count: int) -> None:
+        """Launches steps one ahead of those that are recorded; the last stays under way."""
+        for _ in range(count):
+            if self.flight is None:
+                self._launch(self._plan())
+                continue
+            plan = self.scheduler.schedule_ahead()
+            self.scheduler.check()
+            self._land() if plan is None else self._launch(plan)
+
+    @rule(request_id=ids, place=st.integers(0, 4))
+    def fail_one_ahead_of_which_a_step_runs(self, request_id: str, place: int) -> None:
+        """One fails, another is aborted, while the step after the one that says so runs."""
+        if self.flight is None:
+            return
+        ahead = self.scheduler.schedule_ahead()
+        if ahead is None:
+            return
+        plan, flight = self.flight
+        result = flight.result()
+        chunk = plan.chunks[place % len(plan.chunks)]
+        victim = self._owner(chunk.row)
+        self._launch(ahead, result=with_failure(plan, result, chunk.row))
+        if victim is not None and victim.state is State.FAILED:
+            self.failed.add(victim)
+            self._note("one fails that is in the step ahead", chunk.row in rows_of(ahead))
+        self.abort(request_id, None)
+
+    def _launch(self, plan: StepPlan, result: StepResult | None = None) -> None:
+        """Launches a step; then the one before it is over."""
+        self._note("a step is planned ahead", plan.is_ahead)
+        before, self.flight = self.flight, None
+        if plan.is_empty:
+            return
+        flight = launch(self.runner, plan)
+        if before is not None:
+            self._finish(*before, result)
+        flight.sample(self.sampled if plan.is_ahead else {})
+        self.flight = plan, flight
+
+    def _land(self) -> None:
+        """Records the step under way, if there is one."""
+        before, self.flight = self.flight, None
+        if before is not None:
+            self._finish(*before)
+
+    def _finish(self, plan: StepPlan, flight: Flight, result: StepResult | None = None) -> None:
+        result = result or flight.result()
+        self.sampled = result.by_row(plan)
+        ends = [s for s in map(self._owner, rows_of(plan)) if s is not None and s.num_flying > 1]
+        self._apply(plan, result)
+        self.scheduler.check()
+        wasted = any(s.state in (State.STOPPED, State.FAILED) for s in ends)
+        self._note("an end wastes a row", wasted)
+
     @rule(request_id=ids)
     def step_with_an_abort_before_its_result(self, request_id: str) -> None:
+        self._land()
         plan = self._plan()
         result = self.runner.execute(plan)
         self.abort(request_id, None)
@@ -161,6 +215,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(place=st.integers(0, 4), samples=st.booleans())
     def step_that_fails_for_one(self, place: int, samples: bool) -> None:
+        self._land()
         plan = self._plan()
         result = self.runner.execute(plan)
         if not plan.chunks:
@@ -171,7 +226,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_full = victim.num_computed // self.block_size
         blocks = victim.blocks[num_full:]
         self.failed.add(victim)
-        outputs = self._apply(plan, _with_failure(plan, result, chunk.row))
+        outputs = self._apply(plan, with_failure(plan, result, chunk.row))
         assert victim.state is State.FAILED
         assert [o.token_id for o in outputs if o.sequence is victim] == [NO_TOKEN]
         assert not self.scheduler.pool._key_of.keys() & set(blocks), "a failed block can be found"
@@ -182,12 +237,32 @@ class SchedulerMachine(RuleBasedStateMachine):
     def books_balance(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check()
+            self._check_flight()
             num_alive = self.scheduler.num_running + self.scheduler.num_waiting
-            assert self.scheduler.is_idle == (num_alive == 0)
+            assert self.scheduler.is_idle == (num_alive == 0 and self.flight is None)
+
+    def _check_flight(self) -> None:
+        """What a step under way writes belongs to somebody, and cannot be found yet."""
+        if self.flight is None:
+            return
+        pool = self.scheduler.pool
+        for chunk in self.flight[0].chunks:
+            owner = self.scheduler._places.rows.owner(chunk.row)
+            assert owner is not None, "its row was given back"
+            written = owner.blocks[chunk.start // self.block_size :]
+            assert written, "its blocks were given back"
+            assert not pool._key_of.keys() & set(written), "what is being written can be found"
+            is_over = owner.state not in ALIVE
+            self._note("one that has ended keeps its place", is_over)
+
+    def _owner(self, row: int) -> Sequence | None:
+        owners = (s for s in self.arrived if s.row == row and s.num_flying)
+        return next(owners, None)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
+        self._land()
         for _ in range(10_000):
             if self.scheduler.is_idle:
                 break
@@ -196,8 +271,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.is_idle, "the scheduler never comes to rest"
         assert self.scheduler.pool.num_used == 0
         for sequence in self.arrived:
-            self._check_answer(sequence)
-            self._check_scores(sequence)
+            check_answer(sequence, self.aborted, self.failed, self.vectors)
+            check_scores(sequence)
+            self._note("a vector is found", self.vectors.get(sequence))
         for is_pooled in (False, True):
             alone = [s for s in self.admitted if s.leader is None and s.is_pooled is is_pooled]
             arrivals = [sequence.arrival for sequence in alone]
@@ -300,57 +376,6 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _running_on(self, row: int) -> Sequence:
         (sequence,) = (s for s in self.arrived if s.state is State.RUNNING and s.row == row)
         return sequence
-
-    def _check_answer(self, sequence: Sequence) -> None:
-        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-        prompt = [*sequence.encoder_input.token_ids, *prompt]
-        answer = sequence.token_ids[sequence.num_prompt_tokens :]
-        whole = formula_answer(prompt, sequence.max_tokens, END_TOKENS)
-        assert sequence.num_preemptions <= MAX_PREEMPTIONS
-        if sequence.is_pooled:
-            self._check_vector(sequence, prompt)
-        elif sequence in self.aborted or sequence in self.failed:
-            expected = State.ABORTED if sequence in self.aborted else State.FAILED
-            assert sequence.state is expected
-            assert answer == whole[: len(answer)]
-        else:
-            assert answer == whole
-            assert sequence.state is self._expected_end(prompt, whole)
-
-    def _check_vector(self, sequence: Sequence, prompt: list[int]) -> None:
-        assert sequence.num_output_tokens == 0
-        if sequence in self.aborted:
-            assert sequence.state is State.ABORTED
-            assert sequence not in self.vectors
-            return
-        expected = None if sequence in self.failed else formula_vector(prompt)
-        assert self.vectors[sequence] == expected
-        assert sequence.state is (State.FAILED if expected is None else State.STOPPED)
-        self._note("a vector is found", expected)
-
-    def _check_scores(self, sequence: Sequence) -> None:
-        """Each prompt token but the first was scored once, in order, as far as it came."""
-        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-        whole = [formula_score(prompt[:end]) for end in range(2, len(prompt) + 1)]
-        scores = sequence._prompt_scores
-        assert scores == whole[: len(scores)]
-        if sequence.num_output_tokens and sequence.num_to_score:
-            assert len(scores) == len(whole)
-        if sequence.choice or sequence.sampling.num_prompt_logprobs is None:
-            assert scores == []
-
-    def _expected_end(self, prompt: list[int], answer: list[int]) -> State:
-        if POISON in prompt:
-            return State.FAILED
-        return State.STOPPED if answer[-1] in END_TOKENS else State.LENGTH
-
-
-def _with_failure(plan: StepPlan, result: StepResult, row: int) -> StepResult:
-    """The same result, but the sequence of this row has failed."""
-    sampled = [chunk.row for chunk in plan.chunks if chunk.samples]
-    pairs = zip(sampled, result.token_ids, strict=True)
-    token_ids = tuple(NO_TOKEN if r == row else t for r, t in pairs)
-    return replace(result, token_ids=token_ids, failed_rows=frozenset({row}))
 
 
 def run_machine(

@@ -3,8 +3,7 @@
 import pytest
 
 from scheduler.plan import Chunk, StepPlan
-from scheduler.scheduler import MAX_PREEMPTIONS
-from scheduler.sequence import Sequence, State
+from scheduler.sequence import MAX_PREEMPTIONS, Sequence, State
 from tests.scheduler.simulation import Simulation, assert_right, numbers, request
 
 
@@ -78,7 +77,7 @@ def test_a_preempted_one_is_first_in_the_queue_and_nobody_overtakes_it() -> None
     small = request("small", numbers(1, 30))
     simulation.add(small)
     simulation.run_until_preempted(newest)
-    assert simulation.scheduler._rows.has_free, "there is a row for the small one"
+    assert simulation.scheduler._places.rows.has_free, "there is a row for the small one"
     assert simulation.scheduler.pool.num_available > 0, "and a block"
     while newest.state is State.WAITING:
         assert small.state is State.WAITING
@@ -113,7 +112,7 @@ def test_a_prompt_that_has_only_begun_yields_too() -> None:
     simulation.run_until_running(second)
     simulation.run_until_preempted(second)
     assert (second.num_output_tokens, second.num_preemptions) == (0, 1)
-    assert simulation.scheduler._num_promised == 0
+    assert simulation.scheduler._places.num_promised == 0
     plan = simulation.run_until_running(second)
     assert chunk_of(plan, second).output_index == 0
     simulation.run_to_end()
@@ -127,7 +126,7 @@ def test_after_the_third_time_it_comes_back_only_with_blocks_for_its_whole_lengt
     simulation.run_until_running(newest)
     num_blocks = -(-newest.max_computed // 4)
     assert newest.num_promised == num_blocks
-    assert simulation.scheduler._num_promised == num_blocks - len(newest.blocks)
+    assert simulation.scheduler._places.num_promised == num_blocks - len(newest.blocks)
     simulation.run_to_end()
     assert newest.num_preemptions == MAX_PREEMPTIONS
     assert [sequence.num_preemptions for sequence in others] == [0, 0, 0]
@@ -179,7 +178,7 @@ def test_an_abort_of_a_reserved_or_preempted_one_gives_everything_back(state: St
     assert simulation.scheduler.abort("d") == [newest]
     simulation.scheduler.check()
     simulation.run_to_end()
-    assert simulation.scheduler._num_promised == 0
+    assert simulation.scheduler._places.num_promised == 0
     assert newest.state is State.ABORTED
     assert_right(*others)
 

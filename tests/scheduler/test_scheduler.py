@@ -36,8 +36,8 @@ def assert_at_rest(scheduler: Scheduler) -> None:
     assert scheduler.is_idle
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
     assert scheduler.pool.num_used == 0
-    assert scheduler._num_promised == 0
-    scheduler._rows.check(())
+    assert scheduler._places.num_promised == 0
+    scheduler._places.rows.check(())
 
 
 def test_an_idle_scheduler_plans_nothing() -> None:

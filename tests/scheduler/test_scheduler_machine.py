@@ -24,6 +24,10 @@ EVENTS = {
     "a scored prompt finds its own blocks",
     "siblings share a scored prompt",
     "a vector is found",
+    "a step is planned ahead",
+    "an end wastes a row",
+    "one that has ended keeps its place",
+    "one fails that is in the step ahead",
 }
 
 
@@ -38,7 +42,7 @@ def test_every_life_of_the_scheduler_balances_its_books() -> None:
 
 
 def test_the_lives_come_by_everything_that_can_happen() -> None:
-    run_machine(120, 30, machine=FixedMachine, is_fixed=True)
+    run_machine(300, 30, machine=FixedMachine, is_fixed=True)
     assert FixedMachine.seen.keys() == EVENTS
 
 

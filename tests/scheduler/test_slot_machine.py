@@ -12,7 +12,8 @@ from scheduler.sequence import Sequence, State
 from shared.sampling import SamplingParams
 from tests.builders import GREEDY
 from tests.fakes import SlotFormulaRunner
-from tests.scheduler.machine import END_TOKENS, SchedulerMachine, run_machine
+from tests.scheduler.answers import END_TOKENS
+from tests.scheduler.machine import SchedulerMachine, run_machine
 
 START = 0  # what every answer of an encoder-decoder begins with
 SLOT_EVENTS = {
