@@ -27,13 +27,12 @@ from typing import Any
 from shared import logs
 from shared.config import Identity, ServerConfig
 from shared.errors import EXIT_CONFIGURATION, EXIT_FAILED, ErrorCode, FatalError
-from shared.launching import flags, preflight
+from shared.launching import flags, notices, preflight, signals
 from shared.launching.children import Child, start_child, wait_or_kill
 from shared.launching.environment import child_environment, usable_environment
-from shared.launching.listener import is_open_to_others, open_listener
+from shared.launching.listener import open_listener, warn_when_open
 from shared.launching.run_directory import PROGRAM, open_run_directory, remove_leftovers
 from shared.launching.service_manager import ServiceManager
-from shared.launching.signals import SignalPipe
 from shared.launching.supervision import DeathCount
 from shared.mailbox import BEAT_SECONDS, Mailbox, unexpected
 from shared.messages import (
@@ -46,14 +45,16 @@ from shared.messages import (
     RoomStarted,
     StageReached,
     Stop,
-)
+    SwitchProfiling,
+)  # fmt: skip
 
 logger = logging.getLogger("launcher")
 
 TICK_SECONDS = 0.25  # how late a deadline may be noticed
 STOP_SECONDS = 2.0  # for the frontends to end open requests, then again for the other rooms
-PROFILE_SECONDS = 60.0  # for the worker to write what --torch-profiling has recorded
+PROFILE_SECONDS = 60.0  # for the worker to write what it has recorded of its steps
 FIRST_EPOCH = 1
+KINDS_OF_ANSWERS = {"worker", "detokenizer"}  # of each, an answer goes through one
 
 
 class Phase(Enum):
@@ -78,14 +79,15 @@ class Launcher:
         self._deaths = DeathCount(config.launcher.restart_limit)
         self._book = AddressBook((), is_warm=False)
         self._untold: list[str] = []  # rooms that the book has not reached
-        self._warm_epochs: dict[str, int] = {}  # of the rooms that an answer has come through
+        self._warm_lives: set[tuple[str, int]] = set()  # that an answer has come through: epochs
         self._phase = Phase.LOADING
         self._drain_deadline = 0.0
         self._drained: set[str] = set()
         self._exit_status = 0
+        self._may_have_profiles = config.worker.torch_profiling
         self._manager = ServiceManager(os.environ, os.getpid())
         self._poll = select.poll()
-        self._signals = SignalPipe()
+        self._signals = signals.SignalPipe()
         self._poll.register(self._mailbox.fileno(), select.POLLIN)
         self._poll.register(self._signals, select.POLLIN)
 
@@ -107,10 +109,15 @@ class Launcher:
 
     def _start_all(self) -> None:
         config = self._config
-        frontend = dataclasses.replace(config.frontend, socket_fd=self._listener.fileno())
-        self._start_kind("frontend", frontend, count=1)
+        frontend = dataclasses.replace(
+            config.frontend,
+            socket_fd=self._listener.fileno(),
+            created=int(time.time()),
+            num_frontends=config.launcher.frontend_processes,
+        )
+        self._start_kind("frontend", frontend, frontend.num_frontends)
         self._start_kind("tokenizer", config.tokenizer, config.launcher.tokenizer_processes)
-        self._start_kind("detokenizer", config.detokenizer, count=1)
+        self._start_kind("detokenizer", config.detokenizer, config.launcher.detokenizer_processes)
         self._start_kind("worker", config.worker, count=1)
 
     def _start_kind(self, kind: str, config: Any, count: int) -> None:
@@ -163,6 +170,8 @@ class Launcher:
             case RoomReady(model=model):
                 child.is_ready, child.model = True, model
                 logger.info("%s is ready", child.identity.room)
+                if self._phase is Phase.DRAINING and child.identity.kind == "frontend":
+                    self._mailbox.send(child.identity.room, Drain())  # it missed the first
             case Drained(room=room):
                 self._drained.add(room)
                 return
@@ -173,12 +182,12 @@ class Launcher:
             self._announce_if_warm()
 
     def _note_warm(self, epochs: dict[str, int]) -> None:
-        self._warm_epochs = epochs
+        self._warm_lives |= set(epochs.items())
         self._announce_if_warm()
 
     def _announce_if_warm(self) -> None:
         """Lets callers in, unless a room has died meanwhile, or still starts for the first time."""
-        if not self._is_warm():
+        if (self._phase is not Phase.LOADING and self._book.is_warm) or not self._is_warm():
             return
         self._publish()
         if self._phase is Phase.LOADING:
@@ -192,11 +201,12 @@ class Launcher:
         return f"serving {self._config.frontend.model_name} on http://{shown}:{port}"
 
     def _is_warm(self) -> bool:
-        """True if just these rooms have passed an answer on; at first, with all others ready."""
+        """True if living rooms have passed an answer on; at first, with all others ready."""
         if self._phase is Phase.LOADING and not all(c.is_ready for c in self._children.values()):
             return False
-        living = {room: child.identity.epoch for room, child in self._children.items()}
-        return bool(self._warm_epochs) and self._warm_epochs.items() <= living.items()
+        living = [child.identity for child in self._children.values()]
+        kinds = {life.kind for life in living if (life.room, life.epoch) in self._warm_lives}
+        return kinds >= KINDS_OF_ANSWERS
 
     def _publish(self) -> None:
         """Sends everybody the rooms that can be reached now.
@@ -267,18 +277,20 @@ class Launcher:
         for number in self._signals.recv_signals():
             if self._phase is Phase.ENDED:
                 return
-            name = signal.Signals(number).name
-            timeout = self._config.launcher.drain_timeout
-            self._manager.say_stopping()
-            if self._phase is Phase.SERVING and timeout > 0:
-                logger.info(
-                    "%s: running requests have %g s to end; another signal ends them now",
-                    name, timeout,
-                )  # fmt: skip
-                self._begin_drain(time.monotonic() + timeout)
+            if number == signals.PROFILING:
+                self._switch_profiling()
             else:
-                logger.info("stopping, because of %s", name)
-                self._finish()
+                self._drain_or_finish(signal.Signals(number).name)
+
+    def _drain_or_finish(self, name: str) -> None:
+        timeout = self._config.launcher.drain_timeout
+        self._manager.say_stopping()
+        if self._phase is Phase.SERVING and timeout > 0:
+            logger.info("%s: requests have %g s to end; another signal ends them", name, timeout)
+            self._begin_drain(time.monotonic() + timeout)
+        else:
+            logger.info("stopping, because of %s", name)
+            self._finish()
 
     def _begin_drain(self, deadline: float) -> None:
         self._phase = Phase.DRAINING
@@ -308,7 +320,7 @@ class Launcher:
     def _stop_all(self, stop: Stop) -> None:
         """Ends the frontends first, so that open requests get their error, then the rest."""
         others = [c for c in self._children.values() if c.identity.kind != "frontend"]
-        others_seconds = PROFILE_SECONDS if self._config.worker.torch_profiling else STOP_SECONDS
+        others_seconds = PROFILE_SECONDS if self._may_have_profiles else STOP_SECONDS
         for children, seconds in ((self._frontends(), STOP_SECONDS), (others, others_seconds)):
             for child in children:
                 if child.is_ready and child.killed_at is None:
@@ -319,6 +331,14 @@ class Launcher:
 
     def _frontends(self) -> list[Child]:
         return [c for c in self._children.values() if c.identity.kind == "frontend"]
+
+    def _switch_profiling(self) -> None:
+        """Lets the worker begin to record its steps, or end it and report."""
+        rooms = [r for r, c in self._children.items() if c.identity.kind == "worker" and c.is_ready]
+        if sum(self._mailbox.send(room, SwitchProfiling()) for room in rooms):  # to all
+            self._may_have_profiles = True
+        else:
+            logger.warning("SIGUSR2 changes nothing: no worker is ready whose steps could be seen")
 
     # ── systemd ──────────────────────────────────────────────────────────────────────────────────
 
@@ -356,34 +376,15 @@ def serve(make_launcher: MakeLauncher = Launcher) -> int:
         sys.stdout.write(flags.described(settings))
         return 0
     logs.set_up("launcher", config.launcher.loglevel, config.launcher.log_format)
-    _log_what_is_not_used(settings)
+    notices.log_what_is_not_used(settings, os.environ.get("HOSTNAME", ""))
     preflight.check(config)
     listener = open_listener(config.launcher.host, config.launcher.port)
-    _warn_when_open(config, listener)
+    warn_when_open(listener, has_keys=bool(config.frontend.api_keys))
     port = listener.getsockname()[1]
     run_directory = open_run_directory(config.launcher.run_directory, port, os.environ)
     status = make_launcher(config, run_directory, listener).run()
     remove_leftovers(Path(run_directory))
     return status
-
-
-def _log_what_is_not_used(settings: flags.Settings) -> None:
-    for given in settings.without_effect:
-        logger.warning("%s has no effect", given)
-    hostname = os.environ.get("HOSTNAME", "")
-    if hostname and settings.origins["host"] == flags.DEFAULT:
-        logger.info(
-            "HOSTNAME=%s is no address of this machine and is not used: listening on %s",
-            hostname, settings.config.launcher.host,
-        )  # fmt: skip
-
-
-def _warn_when_open(config: ServerConfig, listener: socket.socket) -> None:
-    if is_open_to_others(listener) and not config.frontend.api_keys:
-        logger.warning(
-            "listening on %s without an API key: whoever reaches the port may call; "
-            "set --api-key, or --host 127.0.0.1", config.launcher.host,
-        )  # fmt: skip
 
 
 def main(make_launcher: MakeLauncher = Launcher) -> int:

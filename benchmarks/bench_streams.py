@@ -7,6 +7,9 @@ least half of the ceiling's tokens a second, and at most 1.5 tokens an event at 
 frontend that cannot keep up joins what has come meanwhile.
 
     python -m benchmarks.bench_streams
+    python -m benchmarks.bench_streams --frontends 2 --detokenizers 2
+
+Several frontends help where there are cores for them; the ceiling is always that of one process.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from typing import Any
 from benchmarks.formula.running import running_formula
 from benchmarks.formula.settings import FormulaSettings
 from benchmarks.raw_http import Connection, Reply, be_modest, connect, post, run
+from tests.e2e.server import RunningServer
 
 NUM_STREAMS = 256
 STEP_MS = 2.0
@@ -108,32 +112,55 @@ def row(found: list[Round], num_tokens: int) -> dict[str, float]:
     }
 
 
-def measure(num_tokens: int) -> dict[str, Any]:
+def processor_seconds(server: RunningServer) -> dict[str, float]:
+    """The processor time that each room has taken so far."""
+    times = {room: process.cpu_times() for room, process in server.children().items()}
+    return {room: spent.user + spent.system for room, spent in times.items()}
+
+
+def measure(num_tokens: int, num_frontends: int, num_detokenizers: int) -> dict[str, Any]:
     """Both servers, one after the other, with the same load generator."""
     flags = ["--continuous-batching-batch-size", str(NUM_STREAMS)]
     flags += ["--max-concurrent", str(NUM_STREAMS)]
+    flags += ["--frontend-processes", str(num_frontends)]
+    flags += ["--detokenizer-processes", str(num_detokenizers)]
     settings = FormulaSettings(step_ms=STEP_MS, text="letters")
     with bare_server() as bare_port, running_formula(*flags, settings=settings) as server:
         be_modest()  # not before: the servers would inherit it
+        before = processor_seconds(server)
         served = rounds(server.port, "/v1/chat/completions", num_tokens)
+        after = processor_seconds(server)
         num_events = statistics.mean(one.events_per_stream for one in served)
         event_bytes = statistics.mean(one.num_bytes for one in served) / NUM_STREAMS / num_events
         bare = rounds(bare_port, f"/{num_tokens}/{round(event_bytes)}", num_tokens)
     rows = {"server": row(served, num_tokens), "bare": row(bare, num_tokens)}
     share = rows["server"]["tokens_per_second"] / rows["bare"]["tokens_per_second"]
-    return {"streams": NUM_STREAMS, "event_bytes": event_bytes, **rows, "share": share}
+    num_all = NUM_STREAMS * num_tokens * (ROUNDS + 1)
+    return {
+        "streams": NUM_STREAMS,
+        "processes": {"frontend": num_frontends, "detokenizer": num_detokenizers},
+        "event_bytes": event_bytes,
+        **rows,
+        "share": share,
+        "microseconds_per_token": {r: 1e6 * (after[r] - before[r]) / num_all for r in after},
+    }
 
 
 def main() -> None:
     """Prints a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=1024, help="of each stream")
-    found = measure(parser.parse_args().tokens)
+    parser.add_argument("--frontends", type=int, default=1, help="HTTP processes")
+    parser.add_argument("--detokenizers", type=int, default=1, help="detokenizer processes")
+    asked = parser.parse_args()
+    found = measure(asked.tokens, asked.frontends, asked.detokenizers)
     for name in ("server", "bare"):
         for figure, value in found[name].items():
             print(f"{name:8} {figure:26} {value:12.2f}")
     print(f"{NUM_STREAMS} streams, events of {found['event_bytes']:.0f} bytes: "
           f"{found['share']:.2f} of the ceiling")  # fmt: skip
+    for room, microseconds in sorted(found["microseconds_per_token"].items()):
+        print(f"{room:16} {microseconds:6.2f} µs of processor time a token")
     print(json.dumps(found))
 
 

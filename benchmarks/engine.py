@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loading import serve
+from gpu_worker.pipeline import Pipeline
+from gpu_worker.step_times import StepTimes
+from scheduler.outcome import SampledToken
 from scheduler.plan import StepPlan
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
@@ -86,17 +89,29 @@ class Engine:
         self.timelines[request_id] = Timeline(time.perf_counter())
         self.scheduler.add(sequence)
 
+    @property
+    def times(self) -> StepTimes:
+        """Where the time of steps goes."""
+        return self._loaded.times
+
+    def pipeline(self, *, overlaps: bool) -> Pipeline:
+        """Computes steps as the worker does; one at a time may have a step under way."""
+        return Pipeline(self.scheduler, self._loaded.runner, self.times, overlaps=overlaps)
+
     def step(self) -> Step:
         """Plans and computes one step."""
         start = time.perf_counter()
         plan = self.scheduler.schedule()
         outputs = self.scheduler.apply(plan, self._loaded.runner.execute(plan))
         end = time.perf_counter()
+        self._note(outputs, end)
+        return Step(plan, end - start)
+
+    def _note(self, outputs: list[SampledToken], now: float) -> None:
         for output in outputs:
             timeline = self.timelines[output.sequence.request_id]
-            timeline.tokens.append(end)
+            timeline.tokens.append(now)
             timeline.token_ids.append(output.token_id)
-        return Step(plan, end - start)
 
     def run(self) -> list[Step]:
         """Steps until every request has ended."""
@@ -104,6 +119,16 @@ class Engine:
         while not self.scheduler.is_idle:
             steps.append(self.step())
         return steps
+
+    def run_ahead(self) -> int:
+        """The same with steps launched ahead, as far as the scheduler allows; how many were."""
+        pipeline, num_ahead = self.pipeline(overlaps=True), 0
+        while not self.scheduler.is_idle:
+            finished = pipeline.advance()
+            if finished is not None:
+                self._note(finished.outputs, time.perf_counter())
+                num_ahead += finished.plan.is_ahead
+        return num_ahead
 
 
 def random_prompt(seed: int, length: int, vocab_size: int) -> tuple[int, ...]:

@@ -1,19 +1,22 @@
 """Who may start, who waits for a place, and who is refused at the door. Pure: time comes in.
 
 A place is the right to have one answer under way; `Limits.max_concurrent` of them are given out,
-first come, first served. A request for several answers takes all its places at once, and whoever
-came later waits behind it, however few it needs: so none waits for ever.
+first come, first served, whichever frontend the callers have come to. A request for several answers
+takes all its places at once, and whoever came later waits behind it, however few it needs: so none
+waits for ever.
 """
 
 import math
 from dataclasses import dataclass
 
 from frontend.ledger import Ledger
+from frontend.occupancy import Held, Occupancy
 from frontend.submission import Wanted
 from shared.errors import ErrorCode, RequestError
 
 MIN_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
+_SHOW_SECONDS = 0.5  # from one sign of life for the other frontends to the next, at least
 _PACE_SECONDS = 30.0  # what was measured so long ago weighs a third of what is measured now
 
 
@@ -57,9 +60,12 @@ class Pace:
 class Admission:
     """The door, and the queue behind it; the ledger knows how many answers are where."""
 
-    def __init__(self, ledger: Ledger, limits: Limits) -> None:
+    def __init__(self, ledger: Ledger, limits: Limits, occupancy: Occupancy) -> None:
         self._ledger = ledger
         self._limits = limits
+        self._occupancy = occupancy  # of the other frontends, whose answers count as well
+        self._num_shown = 0  # changes of the ledger that the others may see
+        self._shown_at = 0.0
         self._queue: dict[str, Waiting] = {}  # by first id; a dict keeps the order
         self._pace = Pace()
         self._observed_at = 0.0
@@ -68,8 +74,9 @@ class Admission:
 
     def refusal(self, num_answers: int) -> RequestError | None:
         """Why a request for so many answers may neither start nor wait, if so."""
-        num_queued = self._ledger.num_queued
-        if self._has_places(num_answers) and not self._queue:
+        num_queued = self.num_queued
+        # With room for all who wait as well, nobody has to: they are on their way to their places.
+        if self._num_under_way + num_queued + num_answers <= self._limits.max_concurrent:
             return None
         most = self._limits.max_queue
         # A request for more answers than may wait waits alone: else it would need luck to start.
@@ -91,13 +98,47 @@ class Admission:
         """Takes a request that has ended out of the queue, if it still waits."""
         self._queue.pop(request_id, None)
 
-    def take(self) -> Waiting | None:
-        """The first of the queue, if there are places for all its answers."""
+    def take(self, now: float) -> Waiting | None:
+        """The first of the queue, if none came before elsewhere and its answers have places."""
         waiting = self._first()
-        if waiting is None or not self._has_places(waiting.wanted.total_choices):
+        if waiting is None or not self._occupancy.has_turn(waiting.since, now):
+            return None
+        num_under_way = self._ledger.num_under_way + waiting.wanted.total_choices
+        if not self._occupancy.claim(num_under_way, self._limits.max_concurrent):
             return None
         self.remove(waiting.request_ids[0])
         return waiting
+
+    def show(self, now: float) -> int | None:
+        """Lets the other frontends see what has changed here.
+
+        Returns the number of the one whose turn it is, where places may have become free for it.
+        """
+        has_changed = self._ledger.num_changes != self._num_shown
+        if not has_changed and now - self._shown_at < _SHOW_SECONDS:
+            return None
+        self._num_shown, self._shown_at = self._ledger.num_changes, now
+        self._occupancy.show(self._held(), now)
+        return self._whose_turn(now) if has_changed else None
+
+    def _held(self) -> Held:
+        first, ledger = self._first(), self._ledger
+        return Held(
+            ledger.num_under_way,
+            ledger.num_queued,
+            first.since if first else 0.0,
+            ledger.num_lookups,
+            ledger.num_embeddings,
+            len(ledger),
+            ledger.num_given_back,
+        )
+
+    def _whose_turn(self, now: float) -> int | None:
+        first, elsewhere = self._first(), self._occupancy.first_elsewhere(now)
+        if elsewhere is None or self._num_under_way >= self._limits.max_concurrent:
+            return None
+        since, index = elsewhere
+        return None if first is not None and first.since < since else index
 
     def take_late(self, now: float) -> tuple[Waiting, RequestError] | None:
         """The first of the queue, if it has waited too long, and what its caller is told."""
@@ -114,18 +155,32 @@ class Admission:
 
     def observe(self, now: float) -> None:
         """Measures the pace; to be called when places may have been given back."""
-        num_given_back = self._ledger.num_given_back
-        if self._was_waited_for:
-            self._pace.note(num_given_back - self._num_given_back, now - self._observed_at)
-        self._num_given_back, self._observed_at = num_given_back, now
+        if self._was_waited_for or self._queue:
+            num_given_back = self._ledger.num_given_back + self._occupancy.elsewhere("given_back")
+            if self._was_waited_for:  # less than before, where a frontend has begun anew
+                newly = max(0, num_given_back - self._num_given_back)
+                self._pace.note(newly, now - self._observed_at)
+            self._num_given_back = num_given_back
+        self._observed_at = now
         self._was_waited_for = bool(self._queue)
 
     def _first(self) -> Waiting | None:
         return next(iter(self._queue.values()), None)
 
-    def _has_places(self, num_answers: int) -> bool:
-        return self._ledger.num_under_way + num_answers <= self._limits.max_concurrent
+    @property
+    def num_open(self) -> int:
+        """Open requests of all frontends."""
+        return len(self._ledger) + self._occupancy.elsewhere("open_requests")
+
+    @property
+    def num_queued(self) -> int:
+        """Answers of all frontends that wait for a place."""
+        return self._ledger.num_queued + self._occupancy.elsewhere("queued")
+
+    @property
+    def _num_under_way(self) -> int:
+        return self._ledger.num_under_way + self._occupancy.elsewhere("under_way")
 
     def _retry_after_seconds(self) -> float:
-        seconds = self._pace.seconds_for(self._ledger.num_queued)
+        seconds = self._pace.seconds_for(self.num_queued)
         return min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from frontend.life import Life
 from frontend.submission import Embedding, Lookup, Submission, Transcription, Wanted
+from shared.config import Identity
 from shared.messages import Decode, Embed, Encode, Tokenize, Transcribe
 from shared.parts import (
     Prompt,
@@ -46,7 +47,7 @@ def command(
         return Transcribe(
             request_id,
             route,
-            _worker_id(worker),
+            worker.number,
             wanted.options,
             wanted.sampling,
             wanted.audio,
@@ -55,7 +56,7 @@ def command(
         return Embed(
             request_id,
             replace(route, detokenizer_epoch=None),
-            _worker_id(worker),
+            worker.number,
             wanted.inputs,
             wanted.dimensions,
             wanted.cache_salt,
@@ -70,7 +71,7 @@ def _tokenize(
     return Tokenize(
         request_id=request_id,
         route=route,
-        worker_id=_worker_id(worker),
+        worker_id=worker.number,
         prompt=wanted.prompts[number],
         max_tokens=wanted.max_tokens,
         max_tokens_param=wanted.max_tokens_param,
@@ -85,15 +86,16 @@ def _tokenize(
     )
 
 
+def route(frontend: Identity, detokenizer: Life) -> Route:
+    """The lives that an answer goes through."""
+    return Route(frontend.index, frontend.epoch, detokenizer.epoch, detokenizer.number)
+
+
 def warm_up(
     request_id: str, route: Route, worker: Life, *, hears: bool
 ) -> Tokenize | Embed | Transcribe:
     """The command for the first words that show that the rooms work together."""
     return command(request_id, _SILENCE if hears else _WARM_UP, 0, route, worker)
-
-
-def _worker_id(worker: Life) -> int:
-    return int(worker.room.rpartition("-")[2])
 
 
 def look_up(request_id: str, wanted: Lookup, frontend_id: int) -> Encode | Decode:

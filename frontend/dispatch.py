@@ -2,7 +2,8 @@
 
 A tokenizer is sent no more than it asked for, so a stuck one holds only what it has taken. Prompts
 to be answered go first; a lookup, or texts whose vectors are wanted, go only to a tokenizer that
-has nothing else to do: so those who count tokens delay an answer by one such command at most.
+has nothing else of this frontend to do: so those who count tokens delay an answer by one such
+command of each frontend at most.
 """
 
 from collections.abc import Collection

@@ -3,6 +3,7 @@
 from frontend.admission import Admission, Limits
 from frontend.health import Health, Problem
 from frontend.ledger import Ledger
+from frontend.occupancy import Occupancy
 from shared.errors import ErrorCode, RequestError
 from shared.mailbox import Mailbox
 
@@ -16,12 +17,14 @@ class Door:
         health: Health,
         ledger: Ledger,
         admission: Admission,
+        occupancy: Occupancy,
         limits: Limits,
     ) -> None:
         self._mailbox = mailbox
         self._health = health
         self._ledger = ledger
         self._admission = admission
+        self._occupancy = occupancy
         self._most_lookups = limits.max_concurrent
         self._most_embeddings = max(1, limits.max_concurrent // 2)
         self.is_draining = False
@@ -37,13 +40,15 @@ class Door:
     def lookup_problem(self) -> Problem | None:
         """Why a tokenizer may not be asked for one more text."""
         problem = self._open_problem()
-        if problem is not None or self._ledger.num_lookups < self._most_lookups:
+        num_lookups = self._ledger.num_lookups + self._occupancy.elsewhere("lookups")
+        if problem is not None or num_lookups < self._most_lookups:
             return problem
         return _full(f"The server looks up at most {self._most_lookups} texts at a time.")
 
     def embedding_problem(self) -> Problem | None:
         """Why embeddings may not take one more of the places for which answers wait as well."""
-        if self._ledger.num_embeddings < self._most_embeddings:
+        num_embeddings = self._ledger.num_embeddings + self._occupancy.elsewhere("embeddings")
+        if num_embeddings < self._most_embeddings:
             return None
         most = self._most_embeddings
         return _full(f"The server works on at most {most} requests for embeddings at a time.")

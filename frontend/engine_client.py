@@ -14,24 +14,19 @@ from frontend import commands
 from frontend.admission import Admission, Limits, Waiting
 from frontend.dispatch import Dispatch, TokenizerCommand
 from frontend.door import Door
-from frontend.entries import Entries
+from frontend.entries import Entries, numbered
 from frontend.entry import Abandoned
-from frontend.events import (
-    Event,
-    Failed,
-    Finished,
-    TextFound,
-    TokensFound,
-    VectorsFound,
-)
+from frontend.events import TextFound, TokensFound, VectorsFound
 from frontend.generation import Generation
 from frontend.health import Health, Problem
 from frontend.ledger import Ledger
 from frontend.life import Life
 from frontend.metrics import Metrics
+from frontend.occupancy import Occupancy
 from frontend.quarantine import Quarantine, digests_of
 from frontend.submission import Embedding, Lookup, Wanted
-from shared.errors import ErrorCode, FatalError, RequestError, WireError
+from frontend.warm_up import WarmUp
+from shared.errors import ErrorCode, RequestError, WireError
 from shared.mailbox import LAUNCHER, Mailbox, unexpected
 from shared.messages import (
     Abort,
@@ -49,10 +44,12 @@ from shared.messages import (
     Listen,
     Message,
     PipelineWarm,
+    PlacesFreed,
     Pool,
     Pooled,
     PromptAccepted,
     RequestFailed,
+    RequestsSuspected,
     RoomGetsOn,
     RoomReady,
     RoomStarted,
@@ -60,6 +57,7 @@ from shared.messages import (
     StageReached,
     StepsAcknowledged,
     Stop,
+    SwitchProfiling,
     TextProduced,
     Tokenize,
     TokensSampled,
@@ -67,12 +65,8 @@ from shared.messages import (
     WindowRead,
     WindowTaken,
     WorkerReported,
-)
-from shared.parts import (
-    ModelFacts,
-    Peer,
-    Route,
-)
+)  # fmt: skip
+from shared.parts import ModelFacts, Peer
 from shared.windows import sound_of
 
 logger = logging.getLogger(__name__)
@@ -87,6 +81,7 @@ class EngineClient:
         metrics: Metrics,
         health: Health,
         limits: Limits,
+        occupancy: Occupancy,
         clock: Callable[[], float],
     ) -> None:
         self._mailbox = mailbox
@@ -95,17 +90,18 @@ class EngineClient:
         self._limits = limits
         self._clock = clock
         self._ledger = Ledger()
-        self._admission = Admission(self._ledger, limits)
+        self._occupancy = occupancy
+        self._admission = Admission(self._ledger, limits, occupancy)
         self._entries = Entries(mailbox, self._ledger, metrics, limits, clock)
-        self._door = Door(mailbox, health, self._ledger, self._admission, limits)
+        self._door = Door(mailbox, health, self._ledger, self._admission, occupancy, limits)
         self._dispatch = Dispatch()
         self._quarantine = Quarantine()
-        self._warmed: dict[str, int] = {}  # epochs of the rooms that were asked for a first token
-        self._warm_up_error: RequestError | None = None
+        self._warm_up = WarmUp(lambda epochs: mailbox.send(LAUNCHER, PipelineWarm(epochs)))
+        self._detokenizer_turn = mailbox.identity.index  # each frontend begins with another
         self._peers: dict[str, Peer] = {}
         self._lives: set[Life] = set()
-        metrics.open_requests.set_function(lambda: len(self._ledger))
-        metrics.queued_answers.set_function(lambda: self._ledger.num_queued)
+        metrics.open_requests.set_function(lambda: self._admission.num_open)
+        metrics.queued_answers.set_function(lambda: self._admission.num_queued)
 
     # ── for the handlers ─────────────────────────────────────────────────────────────────────────
 
@@ -128,7 +124,7 @@ class EngineClient:
         digests = digests_of(wanted)
         self._quarantine.check(digests, self._clock())
         name = f"{wanted.id_prefix}-{uuid.uuid4().hex}"
-        ids = _numbered(name, len(digests))
+        ids = numbered(name, len(digests))
         generation = Generation(
             name,
             lambda: self._release(ids),
@@ -164,7 +160,7 @@ class EngineClient:
         self._ledger.open(self._entries.lookup(name, generation.push))
         self._ledger.admit(name, None, None)
         self._dispatch.add(commands.look_up(name, wanted, self._mailbox.identity.index))
-        self._send_waiting()
+        self._go_on()
         return generation
 
     def engine_problem(self) -> Problem | None:
@@ -187,7 +183,7 @@ class EngineClient:
         for message in self._mailbox.receive(0.0):
             self._handle(message)
         self._compare_lives()
-        self._warm_up_if_due()
+        self._warm_up.check()
         self._go_on()
         stop = self._mailbox.stop
         if stop is not None:
@@ -196,10 +192,12 @@ class EngineClient:
     def sweep(self) -> None:
         """Ends what is past its deadline; called about once a second."""
         self.receive()
+        self._warm_up_if_due()
         self._let_go(self._ledger.expire(self._clock()))
         while (late := self._admission.take_late(self._clock())) is not None:
             self._turn_away(*late)
         self._go_on()
+        self._metrics.publish()
 
     # ── admission and dispatch ───────────────────────────────────────────────────────────────────
 
@@ -215,31 +213,36 @@ class EngineClient:
 
     def _go_on(self) -> None:
         """Gives free places to those who wait, and prompts to tokenizers with credit."""
-        self._admission.observe(self._clock())
-        while self._health.missing() is None and (first := self._admission.take()) is not None:
+        now = self._clock()
+        self._admission.observe(now)
+        while self._health.missing() is None and (first := self._admission.take(now)) is not None:
             self._start(first)
+        frontend_id = self._admission.show(now)
+        if frontend_id is not None:
+            self._mailbox.send(f"frontend-{frontend_id}", PlacesFreed())
         self._send_waiting()
 
     def _start(self, waiting: Waiting) -> None:
         self._metrics.queue_time.observe(self._clock() - waiting.since)
-        wanted, worker = waiting.wanted, self._ready_life("worker")
-        detokenizer = self._ready_life("detokenizer")
-        route = self._route(detokenizer)
-        reader, first_token_deadline = None, math.inf
+        wanted, worker = waiting.wanted, self._ready_lives("worker")[0]
+        first_token_deadline = math.inf
         if not isinstance(wanted, Embedding):
-            reader = detokenizer
             first_token_deadline = self._clock() + self._limits.first_token_timeout_seconds
         for number, request_id in enumerate(waiting.request_ids):
+            detokenizer = self._next_detokenizer()
+            reader = None if isinstance(wanted, Embedding) else detokenizer
             if self._ledger.admit(request_id, worker, reader, first_token_deadline):
+                route = commands.route(self._mailbox.identity, detokenizer)
                 self._dispatch.add(commands.command(request_id, wanted, number, route, worker))
 
-    def _route(self, detokenizer: Life) -> Route:
-        identity = self._mailbox.identity
-        return Route(identity.index, identity.epoch, detokenizer.epoch)
+    def _next_detokenizer(self) -> Life:
+        """In turn: all answers of a request go through one, and its whole text."""
+        self._detokenizer_turn += 1
+        ready = self._ready_lives("detokenizer")
+        return ready[self._detokenizer_turn % len(ready)]
 
-    def _ready_life(self, kind: str) -> Life:
-        peer = self._mailbox.ready_rooms(kind)[0]
-        return Life(peer.room, peer.epoch)
+    def _ready_lives(self, kind: str) -> list[Life]:
+        return [Life(peer.room, peer.epoch) for peer in self._mailbox.ready_rooms(kind)]
 
     def _send_waiting(self) -> None:
         while (taken := self._dispatch.take(self._lives)) is not None:
@@ -263,35 +266,18 @@ class EngineClient:
 
     def _warm_up_if_due(self) -> None:
         """Lets one token come through rooms that none has come through yet; they let callers in."""
-        if self._warm_up_error is not None:
-            error = self._warm_up_error
-            raise FatalError(f"the model could not say its first token: {error.message}")
-        if self._mailbox.is_warm or not self._health.is_complete or self._door.is_draining:
+        if not self._health.is_complete or self._door.is_draining:
             return
-        worker, detokenizer = self._ready_life("worker"), self._ready_life("detokenizer")
-        epochs = {life.room: life.epoch for life in (worker, detokenizer)}
-        if epochs == self._warmed:
-            return
-        self._warmed = epochs
-        request_id = f"warm-up-{uuid.uuid4().hex}"
+        (worker, *_), detokenizers = map(self._ready_lives, ("worker", "detokenizer"))
         facts = self.model()
         hears = facts is not None and facts.hears
-        sink = functools.partial(self._end_warm_up, epochs)
-        self._ledger.open(self._entries.warm_up(request_id, sink, hears=hears))
-        self._ledger.admit(request_id, worker, detokenizer)
-        route = self._route(detokenizer)
-        self._dispatch.add(commands.warm_up(request_id, route, worker, hears=hears))
-
-    def _end_warm_up(self, epochs: dict[str, int], event: Event) -> None:
-        match event:
-            case Finished():
-                self._mailbox.send(LAUNCHER, PipelineWarm(epochs))
-            case Failed(error) if error.code in (ErrorCode.ENGINE_DEAD, ErrorCode.SHUTTING_DOWN):
-                self._warmed = {}  # the next lives get their own
-            case Failed(error):
-                self._warm_up_error = error
-            case _:
-                pass  # the token itself
+        is_warm = self._mailbox.is_warm
+        for request_id, detokenizer in self._warm_up.due(worker, detokenizers, is_warm=is_warm):
+            sink = self._warm_up.sink(worker, detokenizer)
+            self._ledger.open(self._entries.warm_up(request_id, sink, hears=hears))
+            self._ledger.admit(request_id, worker, detokenizer)
+            route = commands.route(self._mailbox.identity, detokenizer)
+            self._dispatch.add(commands.warm_up(request_id, route, worker, hears=hears))
 
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────
 
@@ -313,19 +299,30 @@ class EngineClient:
             case CreditGranted():
                 self._dispatch.grant(Life(message.room, message.epoch), message.count)
             case WorkerReported():
-                self._metrics.worker.show(message)
+                self._metrics.worker.show(message, self._clock())
                 self._health.note_report(message, self._clock())
-            case Drain():
-                self._door.is_draining = True
+            case Drain() | RequestsSuspected() | PlacesFreed():
+                self._follow(message)
             case (
                 RoomStarted() | StageReached() | RoomReady() | RoomGetsOn() | AddressBook()
                 | PipelineWarm() | Drained() | Stop() | Tokenize() | Embed() | Encode() | Decode()
                 | Transcribe() | WindowTaken() | Generate() | Pool() | Listen() | Abort()
-                | ConfirmHeld() | TokensSampled() | StepsAcknowledged()
+                | ConfirmHeld() | TokensSampled() | StepsAcknowledged() | SwitchProfiling()
             ):  # fmt: skip
                 unexpected(message)
             case _:
                 assert_never(message)
+
+    def _follow(self, message: Drain | RequestsSuspected | PlacesFreed) -> None:
+        """What is not about a request of this frontend."""
+        match message:
+            case Drain():
+                self._door.is_draining = True
+            case RequestsSuspected(room, epoch, digests):
+                octets = [bytes.fromhex(digest) for digest in digests]
+                self._quarantine.note_death(Life(room, epoch), octets, self._clock())
+            case PlacesFreed():
+                pass  # whatever has come, `_go_on` follows
 
     def _answer_at_once(self, message: Encoded | Decoded | Pooled) -> None:
         match message:
@@ -348,21 +345,38 @@ class EngineClient:
         for life in self._lives - lives:
             self._bury(life)
         self._lives = lives
+        self._warm_up_if_due()
 
     def _bury(self, life: Life) -> None:
         logger.warning("%s (epoch %d) is gone", life.room, life.epoch)
         self._dispatch.forget(life)
         if life.room.startswith("worker-"):
-            self._metrics.worker.show_none()
-        self._quarantine.note_death(self._ledger.digests_in(life), self._clock())
+            self._metrics.worker.show_none(self._clock())
+        elif life.room.startswith("frontend-"):
+            self._occupancy.clear(life.number)
+        self._suspect(life)
         self._let_go(self._ledger.fail_owned_by(life, _engine_dead(life.room)))
         if life.room.startswith("tokenizer-"):
             self._confirm_what_it_passed_on(life)
 
+    def _suspect(self, life: Life) -> None:
+        """Notes what the dead was working on, here and in the other frontends."""
+        digests = self._ledger.digests_in(life)
+        self._quarantine.note_death(life, digests, self._clock())
+        if digests:
+            suspected = RequestsSuspected(life.room, life.epoch, tuple(d.hex() for d in digests))
+            for peer in self._mailbox.ready_rooms("frontend"):
+                if peer.room != self._mailbox.identity.room:
+                    self._mailbox.send(peer.room, suspected)
+
     def _confirm_what_it_passed_on(self, tokenizer: Life) -> None:
         """Its last words to the worker may be lost; the worker says which."""
-        for worker, request_ids in self._ledger.silent_from(tokenizer).items():
-            question = ConfirmHeld(self._mailbox.identity.index, tuple(request_ids))
+        for (worker, detokenizer), request_ids in self._ledger.silent_from(tokenizer).items():
+            question = ConfirmHeld(
+                self._mailbox.identity.index,
+                detokenizer.number if detokenizer is not None else None,
+                tuple(request_ids),
+            )
             self._mailbox.send(worker.room, question)
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────
@@ -379,11 +393,6 @@ class EngineClient:
             self._dispatch.remove(orphan.request_id)
             for room in orphan.rooms:
                 self._mailbox.send(room, Abort(orphan.request_id))
-
-
-def _numbered(name: str, count: int) -> tuple[str, ...]:
-    """A name for each prompt of a request; with one prompt, the request's own."""
-    return (name,) if count == 1 else tuple(f"{name}-{number}" for number in range(count))
 
 
 def _engine_dead(room: str) -> RequestError:

@@ -76,3 +76,8 @@ class Entries:
                 taken = WindowTaken(request_id, token_ids, event.heard.last_temperature)
                 self._mailbox.send(reader.room, taken)
         sink(event)
+
+
+def numbered(name: str, count: int) -> tuple[str, ...]:
+    """A name for each prompt of a request; with one prompt, the request's own."""
+    return (name,) if count == 1 else tuple(f"{name}-{number}" for number in range(count))

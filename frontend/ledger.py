@@ -50,26 +50,22 @@ class Ledger:
         self.num_queued = 0  # answers that wait for a place
         self.num_under_way = 0  # answers that hold one, until their request has ended
         self.num_given_back = 0  # places so far
+        self.num_lookups = 0  # open requests that a tokenizer alone answers
+        self.num_embeddings = 0  # open requests for vectors
+        self.num_changes = 0  # of any of these numbers so far
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    @property
-    def num_lookups(self) -> int:
-        """Open requests that a tokenizer alone answers."""
-        return sum(entry.num_choices == 0 for entry in self._entries.values())
-
-    @property
-    def num_embeddings(self) -> int:
-        """Open requests for vectors."""
-        return sum(entry.wants_vectors for entry in self._entries.values())
 
     def open(self, entry: Entry) -> None:
         """Adds a request that waits for places; its sink will get exactly one outcome."""
         if entry.request_id in self._entries:
             raise RuntimeError(f"{entry.request_id} is open already")
         self._entries[entry.request_id] = entry
+        self.num_changes += 1
         self.num_queued += entry.num_choices
+        self.num_lookups += entry.num_choices == 0
+        self.num_embeddings += entry.wants_vectors
 
     def admit(
         self,
@@ -85,6 +81,7 @@ class Ledger:
         entry.move(State.ADMITTED)
         entry.first_token_deadline = first_token_deadline
         entry.worker, entry.detokenizer = worker, detokenizer
+        self.num_changes += 1
         self.num_queued -= entry.num_choices
         self.num_under_way += entry.num_choices
         return True
@@ -191,12 +188,16 @@ class Ledger:
             *self._abandon(silent, _timeout("The first token took longer than the server allows.")),
         ]
 
-    def silent_from(self, tokenizer: Life) -> dict[Life, list[str]]:
-        """The requests that it passed on, by worker, of which nothing has been heard yet."""
-        silent: dict[Life, list[str]] = {}
+    def silent_from(self, tokenizer: Life) -> dict[tuple[Life, Life | None], list[str]]:
+        """The requests that it passed on and of which nothing has been heard yet.
+
+        By the worker and the detokenizer that they go through.
+        """
+        silent: dict[tuple[Life, Life | None], list[str]] = {}
         for entry in self._entries.values():
             if entry.passed_on_by == tokenizer and entry.worker is not None:
-                silent.setdefault(entry.worker, []).extend(entry.silent_names())
+                way = (entry.worker, entry.detokenizer)
+                silent.setdefault(way, []).extend(entry.silent_names())
         return silent
 
     def digests_in(self, life: Life) -> list[bytes]:
@@ -269,6 +270,9 @@ class Ledger:
         else:
             self.num_under_way -= entry.num_choices
             self.num_given_back += entry.num_choices
+        self.num_changes += 1
+        self.num_lookups -= entry.num_choices == 0
+        self.num_embeddings -= entry.wants_vectors
         entry.move(State.ENDED)
         del self._entries[entry.request_id]
         entry.sink(outcome)

@@ -8,3 +8,8 @@ class Life(NamedTuple):
 
     room: str  # such as `worker-0`
     epoch: int
+
+    @property
+    def number(self) -> int:
+        """Which of the rooms of its kind, from 0."""
+        return int(self.room.rpartition("-")[2])

@@ -98,6 +98,7 @@ class Meter:
         self._times.whole.observe(now - self._started_at)
         self._times.num_prompt_tokens.observe(self._prompt_tokens)
         self._times.num_generation_tokens.observe(self._num_completion_tokens)
+        self._times.tokens.write()
         first = self._first_token_at
         logger.info(
             "%s prompt=%d completion=%d ttft=%s total=%.3fs finish=%s",

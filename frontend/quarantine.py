@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import orjson
 
+from frontend.life import Life
 from frontend.submission import Embedding, Submission, Transcription, Wanted
 from shared.errors import BadRequest
 from shared.parts import Prompt
@@ -23,13 +24,13 @@ class Quarantine:
     """The digests of requests that were under way when a process died, and how often."""
 
     def __init__(self) -> None:
-        self._deaths: dict[bytes, list[float]] = {}
+        self._deaths: dict[bytes, dict[Life, float]] = {}  # who died in it, and when
 
-    def note_death(self, digests: Iterable[bytes], now: float) -> None:
-        """One process died while these requests were in it."""
+    def note_death(self, life: Life, digests: Iterable[bytes], now: float) -> None:
+        """One process died while these requests were in it; a second word of it counts once."""
         self._forget_before(now - QUARANTINE_SECONDS)
-        for digest in set(digests):
-            self._deaths.setdefault(digest, []).append(now)
+        for digest in digests:
+            self._deaths.setdefault(digest, {})[life] = now
 
     def check(self, digests: Iterable[bytes], now: float) -> None:
         """Raises BadRequest if one of them has been there too often."""
@@ -44,7 +45,7 @@ class Quarantine:
 
     def _forget_before(self, oldest: float) -> None:
         recent = {
-            digest: [death for death in deaths if death > oldest]
+            digest: {life: at for life, at in deaths.items() if at > oldest}
             for digest, deaths in self._deaths.items()
         }
         self._deaths = {digest: deaths for digest, deaths in recent.items() if deaths}

@@ -1,5 +1,6 @@
-"""The frontend process: one event loop that serves HTTP and reads the mailbox.
+"""A frontend process: one event loop that serves HTTP and reads the mailbox.
 
+All frontends accept connections on the one socket that they inherit: whichever comes first.
 It answers from its start, while the model still loads. It ends when the launcher says `Stop`: open
 requests fail with the launcher's reason, and their bytes get one second to leave.
 """
@@ -19,8 +20,11 @@ from frontend.connection import limited_protocol
 from frontend.engine_client import EngineClient
 from frontend.health import Health
 from frontend.metrics import Metrics
+from frontend.occupancy import Occupancy
 from frontend.served_model import ServedModel
 from frontend.service import Service
+from frontend.sheet import Sheet
+from frontend.sound_budget import SoundBudget
 from shared.config import FrontendConfig
 from shared.mailbox import LAUNCHER, Mailbox
 from shared.messages import Drained
@@ -47,7 +51,9 @@ async def _serve(config: FrontendConfig, mailbox: Mailbox) -> None:
 
 
 def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
-    metrics = Metrics(config.model_name)
+    identity = config.identity
+    sheet = Sheet.shared(identity.run_directory, config.num_frontends, identity.index)
+    metrics = Metrics(config.model_name, sheet)
     limits = Limits(
         max_concurrent=config.max_concurrent,
         max_queue=config.max_queue,
@@ -56,9 +62,10 @@ def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
         first_token_timeout_seconds=config.first_token_timeout,
     )
     health = Health(config.stall_timeout)
-    engine = EngineClient(mailbox, metrics, health, limits, time.monotonic)
-    model = ServedModel(config, created=int(time.time()), facts=engine.model)
-    return Service(config, engine, metrics, model)
+    occupancy = Occupancy(sheet, identity.index)
+    engine = EngineClient(mailbox, metrics, health, limits, occupancy, time.monotonic)
+    model = ServedModel(config, created=config.created, facts=engine.model)
+    return Service(config, engine, metrics, model, SoundBudget(sheet))
 
 
 class _Server(uvicorn.Server):

@@ -1,6 +1,6 @@
 """What the handlers share: one of each, built by `server.py`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from litestar import Request
@@ -24,7 +24,7 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     model: ServedModel
-    sounds: SoundBudget = field(default_factory=SoundBudget)
+    sounds: SoundBudget
 
     @property
     def max_choices(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from frontend.sheet import Sheet
 from shared.errors import ErrorCode, RequestError
 
 MAX_SOUND_BYTES = 25 * 1024 * 1024 + 64 * 1024  # a file of 25 MiB (OpenAI), and what is around it
@@ -10,22 +11,32 @@ MAX_HELD_BYTES = 10 * MAX_SOUND_BYTES
 
 
 class SoundBudget:
-    """Bytes of uploads; two or three copies of each exist in the frontend and in a tokenizer."""
+    """Bytes of uploads that all frontends hold together.
 
-    def __init__(self) -> None:
-        self.num_bytes = 0
+    Two or three copies of each exist in a frontend and in a tokenizer.
+    """
+
+    def __init__(self, sheet: Sheet) -> None:
+        self._sheet = sheet
+        self._column = sheet.claim(1)
+        sheet.own[self._column] = 0  # an earlier life holds nothing any more
+
+    @property
+    def num_bytes(self) -> int:
+        """How much is held now."""
+        return int(self._sheet.total(self._column))
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
         """Keeps so much for one upload; RequestError where too much is held already."""
-        if self.num_bytes and self.num_bytes + num_bytes > MAX_HELD_BYTES:
-            sentence = "The server holds as much sound as it can; try again later."
-            raise RequestError(ErrorCode.QUEUE_FULL, sentence)
-        self.num_bytes += num_bytes
+        self._sheet.own[self._column] += num_bytes  # before the others' are looked at
         try:
+            if num_bytes < self.num_bytes > MAX_HELD_BYTES:
+                sentence = "The server holds as much sound as it can; try again later."
+                raise RequestError(ErrorCode.QUEUE_FULL, sentence)
             yield
         finally:
-            self.num_bytes -= num_bytes
+            self._sheet.own[self._column] -= num_bytes
 
 
 def upload_bytes(content_length: str | None) -> int:

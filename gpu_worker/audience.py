@@ -15,6 +15,10 @@ class Audience:
         """Notes where the request's answer goes."""
         self._routes[request_id] = route
 
+    def detokenizer_of(self, request_id: str) -> int:
+        """Which detokenizer the text of a request that is held goes through."""
+        return self._routes[request_id].detokenizer_id
+
     def leave(self, request_id: str) -> None:
         """Forgets a request that has ended."""
         self._routes.pop(request_id, None)
@@ -39,7 +43,7 @@ def is_over(route: Route, peers: Mapping[str, Peer]) -> bool:
 def _epochs(route: Route) -> Iterator[tuple[str, int]]:
     yield f"frontend-{route.frontend_id}", route.frontend_epoch
     if route.detokenizer_epoch is not None:
-        yield "detokenizer-0", route.detokenizer_epoch
+        yield f"detokenizer-{route.detokenizer_id}", route.detokenizer_epoch
 
 
 def _epoch(room: str, peers: Mapping[str, Peer]) -> int:

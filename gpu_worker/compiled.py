@@ -1,14 +1,16 @@
-"""The forward pass under torch.compile: two graphs, made before the first request, and no more.
+"""The forward pass under torch.compile: a few graphs, made before the first request, and no more.
 
-One is of a single token, the other of any number of them, prompts and decodes alike: torch treats
-the size 1 by itself. Attention and packed weights are operators that the compiler does not look
-into. CUDA graphs are ours (`cuda_graphs`), whatever the mode: torch's own stay off.
+A decoder's are two: of a single token, and of any number of them, prompts and decodes alike, for
+torch treats the size 1 by itself. Attention and packed weights are operators that the compiler does
+not look into, so that lengths and positions are not compiled in. CUDA graphs are ours
+(`cuda_graphs`), whatever the mode: torch's own stay off.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -17,11 +19,15 @@ from torch import nn
 from torch.nn.functional import pad
 
 from gpu_worker.batch import Batch, Span, over_fixed_inputs
+from gpu_worker.linears.lazy_logits import LazyLogits
+from gpu_worker.linears.native import NativeLinear
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Report = Callable[[str], None]  # is told each stage of a start
+FirstCall = tuple[str, Callable[[], object]]  # with what the log says of it
 
 # So many tokens are compiled for at least: more than are kept, or the two would be taken for one.
 _FEWEST_TOKENS = 3
@@ -50,45 +56,84 @@ _OPTIONS = {
 class CompiledForward:
     """Token ids and positions [1, T] and K kept tokens to logits [1, K, V]."""
 
-    def __init__(self, forward: Forward, mode: str, device: torch.device) -> None:
-        self._run: Forward = torch.compile(
-            _own(forward), fullgraph=True, options=options_of(mode, device)
-        )
+    def __init__(
+        self,
+        forward: Forward,
+        mode: str,
+        device: torch.device,
+        head: NativeLinear | None = None,
+    ) -> None:
+        """With a `head` the logits are lazy: the graph ends before it."""
+        self._run: Forward = compiled(forward, options_of(mode, device))
+        self._head = head
+        if head is not None:
+            head.returns_states = True
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The logits [N + S, V] of a batch that all who look at batches know of."""
         num_kept = batch.kept.shape[0]
         missing = min(batch.slots.shape[0], _KEPT) - num_kept
         kept = pad(batch.kept, (0, missing)) if missing > 0 else batch.kept
-        return self._run(batch.token_ids, batch.positions, kept)[0, :num_kept]
+        output = self._run(batch.token_ids, batch.positions, kept)[0, :num_kept]
+        return output if self._head is None else LazyLogits(self._head, output)
 
-    def warm_up(self, begin: Callable[[Batch], None], padding: torch.Tensor, num_rows: int) -> bool:
+    def warm_up(
+        self,
+        begin: Callable[[Batch], None],
+        padding: torch.Tensor,
+        num_rows: int,
+        report: Report,
+    ) -> bool:
         """Compiles for all that will come; False, with one warning, where the model resists.
 
         `padding`, [DECODE_FIELDS], is a row of nobody; `num_rows` is what large batches have.
         """
-        try:
-            for num_tokens in (1, max(num_rows, _FEWEST_TOKENS)):
-                self._compile(begin, _batch_of(padding, num_tokens))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # all of torch's compiler's errors are
-            reason = str(error).strip().partition("\n")[0]
-            logger.warning("--torch-compile: serving uncompiled, as this model resists: %s", reason)
-            return False
-        return True
+        num_tokens = max(num_rows, _FEWEST_TOKENS)
+        calls = [
+            (
+                "compiling the forward pass of one token",
+                partial(self._call, begin, batch_of(padding, 1)),
+            ),
+            (
+                "compiling the forward pass of any number of tokens",
+                partial(self._call, begin, batch_of(padding, num_tokens)),
+            ),
+        ]
+        return make_graphs(calls, report)
 
-    def _compile(self, begin: Callable[[Batch], None], batch: Batch) -> None:
-        num_tokens = batch.slots.shape[0]
-        sizes = "one token" if num_tokens == 1 else "any number of tokens"
-        logger.info("compiling the forward pass of %s", sizes)
-        start = time.monotonic()
+    def _call(self, begin: Callable[[Batch], None], batch: Batch) -> None:
         begin(batch)
-        if num_tokens > 1:
-            for tensor in (batch.token_ids, batch.positions, batch.rope_lengths, batch.kept):
-                torch._dynamo.mark_dynamic(tensor, tensor.dim() - 1)
+        for tensor in (batch.token_ids, batch.positions, batch.rope_lengths, batch.kept):
+            let_grow(tensor, tensor.dim() - 1)
         self(batch)
-        logger.info("compiled it in %.1f s", time.monotonic() - start)
+
+
+def compiled(function: Callable[..., torch.Tensor], options: dict[str, Any]) -> Any:
+    """The function, which is compiled in its first calls, whole or not at all."""
+    return torch.compile(_own(function), fullgraph=True, options=options)
+
+
+def let_grow(tensor: torch.Tensor, dim: int) -> None:
+    """Lets the graph that this input is for take any size of the dimension, but for the size 1."""
+    if tensor.shape[dim] > 1:
+        torch._dynamo.mark_dynamic(tensor, dim)
+
+
+def make_graphs(calls: Sequence[FirstCall], report: Report) -> bool:
+    """Makes the first calls; False, with one warning, where the model resists."""
+    try:
+        for number, (stage, call) in enumerate(calls, 1):
+            report(f"{stage} ({number} of {len(calls)})")
+            start = time.monotonic()
+            call()
+            logger.info("%s took %.1f s", stage, time.monotonic() - start)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # all of torch's compiler's errors are
+        reason = str(error).strip().partition("\n")[0]
+        logger.warning("--torch-compile: serving uncompiled, as this model resists: %s", reason)
+        return False
+    return True
 
 
 def options_of(mode: str, device: torch.device) -> dict[str, Any]:
@@ -123,7 +168,7 @@ def refuse_missing_tools(device: torch.device) -> None:
         raise FatalError(sentence, EXIT_CONFIGURATION)
 
 
-def _batch_of(padding: torch.Tensor, num_tokens: int) -> Batch:
+def batch_of(padding: torch.Tensor, num_tokens: int) -> Batch:
     """Decodes of nobody, on the scratch block, of which two are kept."""
     batch = over_fixed_inputs(padding[:, None].repeat(1, num_tokens))
     row = int(padding[4])

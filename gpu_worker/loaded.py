@@ -1,11 +1,12 @@
 """A model that is ready to execute plans, and what the rest of the worker must know of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpu_worker.intake import EncoderLimits, IntakeLimits
 from gpu_worker.pooling import POOLS_LAST
 from gpu_worker.runner import Runner
+from gpu_worker.step_times import StepTimes
 from scheduler.scheduler import Scheduler
 from shared.config import WorkerConfig
 
@@ -37,6 +38,8 @@ class LoadedModel:
     state_size: int = 0  # numbers of a vector of a text; 0: none are made
     pooling: str = POOLS_LAST  # how they are
     encoder: EncoderLimits | None = None
+    times: StepTimes = field(default_factory=StepTimes)  # that the runner marks
+    overlaps: bool = False  # a step is launched before the results of the last are read
 
     @property
     def limits(self) -> IntakeLimits:

@@ -33,9 +33,9 @@ from gpu_worker.compiled import refuse_missing_tools
 from gpu_worker.cuda_graphs import CudaGraphDevice
 from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.kv_cache import BLOCK_SIZE
+from gpu_worker.linears.choice import refuse_misplaced, settle_linears
 from gpu_worker.loaded import Cache, LoadedModel
 from gpu_worker.model_class import choose_class, is_stock
-from gpu_worker.packed_linear import pack_linears
 from gpu_worker.paged_attention import ATTENTION, unbind
 from gpu_worker.probe import ModelUse, probe
 from gpu_worker.rope import SequenceAngles
@@ -51,7 +51,7 @@ from gpu_worker.sizing import (
     size_cache,
     wanted_context,
 )
-from gpu_worker.slot_cache import SLOT_ATTENTION
+from gpu_worker.slot_attention import SLOT_ATTENTION
 from gpu_worker.slot_loading import serve_slots
 from gpu_worker.threads import default_threads
 from shared.checkpoint_errors import unloadable
@@ -72,6 +72,7 @@ def load(config: WorkerConfig, report: Callable[[str], None] = _say_nothing) -> 
         torch.set_num_threads(config.cpu_threads or default_threads())
     if config.torch_compile:
         refuse_missing_tools(device)
+    refuse_misplaced(config, device)
     model_config = _load_config(config.model)
     refuse_contradiction(model_config, config.architecture_type, config.serving_type)
     refuse_unsupported(model_config)
@@ -80,26 +81,35 @@ def load(config: WorkerConfig, report: Callable[[str], None] = _say_nothing) -> 
     hears = model_config.model_type == "whisper"
     for flag in lengths_without_effect(config, has_encoder=has_encoder, hears=hears):
         logger.warning("%s has no effect: %s", flag, LENGTHS_ARE_FOR)
+    if has_encoder and config.overlap == "on":
+        logger.warning("--overlap on has no effect: an encoder-decoder's steps wait for each other")
     if not has_encoder:
         wanted_context(config, longest_context(model_config, config.model.max_model_len))
     dtype = choose_dtype(config.torch_dtype, device)
     is_local = Path(config.model.path).is_dir()
     report("loading the weights" if is_local else "fetching and loading the weights")
-    model = _load_weights(config, model_class, dtype, device, slots=has_encoder)
+    model, files = _load_weights(config, model_class, dtype, device, slots=has_encoder)
     if has_encoder:
         ends, name = _end_token_ids(model), _described(device)
-        return serve_slots(model, config, end_token_ids=ends, device_name=name, report=report)
-    return serve(model, config, report)
+        return serve_slots(
+            model, config, files, end_token_ids=ends, device_name=name, report=report
+        )
+    return serve(model, config, report, files)
 
 
 def serve(
-    model: PreTrainedModel, config: WorkerConfig, report: Callable[[str], None] = _say_nothing
+    model: PreTrainedModel,
+    config: WorkerConfig,
+    report: Callable[[str], None] = _say_nothing,
+    files: tuple[Path, ...] = (),
 ) -> LoadedModel:
-    """Gives a model its cache, as large as the settings and the free memory allow."""
-    report("sizing the KV cache")
+    """Gives a model its cache, as large as the settings and the free memory allow.
+
+    `files` are those of its weights, by which quantised ones are found again.
+    """
     use, angles = _examined(model)
-    if use.device.type == "cpu" and config.cpu_kernels:
-        pack_linears(model)
+    precision = settle_linears(model, config, files, report=report)
+    report("sizing the KV cache")
 
     def runner(num_blocks: int, max_model_len: int) -> CausalLM:
         backend = make_backend(use, config, num_blocks=num_blocks, max_model_len=max_model_len)
@@ -118,7 +128,7 @@ def serve(
     )  # fmt: skip
     causal_lm = runner(size.num_blocks, size.max_model_len)
     if config.torch_compile:
-        causal_lm.compile(config.torch_compile_mode)
+        causal_lm.compile(config.torch_compile_mode, report)
     if use.device.type == "cuda" and config.cuda_graphs:
         report("capturing CUDA graphs")
         causal_lm.capture(CudaGraphDevice())
@@ -130,17 +140,24 @@ def serve(
         vocab_size=text_config(model.config).vocab_size,
         end_token_ids=_end_token_ids(model),
         rope_class=angles.prefix_class,
-        details=_details(model, causal_lm, size, config),
+        details=_details(model, causal_lm, size, config, precision),
         state_size=use.state_size,
+        times=causal_lm.times,
+        overlaps=overlaps(config, use.device),
     )
 
 
 def _details(
-    model: PreTrainedModel, runner: CausalLM, size: CacheSize, config: WorkerConfig
+    model: PreTrainedModel,
+    runner: CausalLM,
+    size: CacheSize,
+    config: WorkerConfig,
+    precision: str,
 ) -> dict[str, str]:
     return {
         "model_type": str(model.config.model_type),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": precision,
         "device": _described(model.device),
         "attention": in_words(runner.backend),
         "kv_cache": size.reason,
@@ -200,6 +217,11 @@ def choose_device(accelerator_type: str) -> torch.device:
     return torch.device(accelerator_type or ("cuda" if has_gpu else "cpu"))
 
 
+def overlaps(config: WorkerConfig, device: torch.device) -> bool:
+    """Whether a decoder's steps are launched ahead: as asked, else where a device works apart."""
+    return config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
+
+
 def choose_dtype(torch_dtype: str, device: torch.device) -> torch.dtype:
     """The dtype that was asked for; unset or `auto`, the fastest of the device."""
     if torch_dtype not in ("", "auto"):
@@ -231,8 +253,11 @@ def _load_weights(
     device: torch.device,
     *,
     slots: bool,
-) -> PreTrainedModel:
-    """The model with all of its weights; one that lacks some would answer from random numbers."""
+) -> tuple[PreTrainedModel, tuple[Path, ...]]:
+    """The model with all of its weights, and their files.
+
+    A model that lacks some would answer from random numbers.
+    """
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a bar is noise in a log file
     name = config.model.hf_model
@@ -248,7 +273,7 @@ def _load_weights(
     model: PreTrainedModel = loaded[0]
     refuse_misfits(name, loaded[1])
     model.eval()
-    return model
+    return model, weights.files
 
 
 def _from_pretrained(

@@ -2,7 +2,7 @@
 
 A token's logprob is the log softmax of the model's own logits in float32, before any setting of
 the caller (vLLM's "raw"). Each row is computed by itself, so that it does not depend on its
-company. Nothing here waits for the device but `read`, once a step.
+company. Nothing here waits for the device but `Results.read`, once a step.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from gpu_worker.download import Download
 from gpu_worker.pooling import read_vectors
 from gpu_worker.tiles import rows_at_once
 from gpu_worker.truncation import float_ranks
@@ -58,8 +59,8 @@ class Computed(NamedTuple):
         parts = [scores.values.view(-1) for scores in (*self.scores, *self.prompt_scores)]
         return torch.cat([self.token_ids.double(), *parts])
 
-    def read(self, numbers: Iterator[float]) -> StepResult:
-        """The result, from the numbers of `flat` and the others."""
+    def read(self, numbers: Iterator[float], vectors: torch.Tensor | None) -> StepResult:
+        """The result, from the numbers of `flat`, the vectors on the host, and the others."""
         token_ids = tuple(int(number) for number in islice(numbers, len(self.token_ids)))
         scores: list[TokenScore | None] = [None] * len(token_ids)
         found = chain.from_iterable(part.read(numbers) for part in self.scores)
@@ -70,20 +71,42 @@ class Computed(NamedTuple):
             token_ids,
             scores=tuple(scores),
             prompt_scores=tuple(prompt_scores),
-            vectors=() if self.vectors is None else read_vectors(self.vectors),
+            vectors=() if vectors is None else read_vectors(vectors),
             alignments=tuple(matrix.cpu().numpy().tobytes() for matrix in self.alignments),
+        )
+
+
+class Results:
+    """What a step's forward passes gave, on its way to the host."""
+
+    def __init__(self, passes: list[Computed]) -> None:
+        first = passes[0]
+        has_others = first.vectors is not None or first.alignments
+        has_more = first.scores or first.prompt_scores or has_others
+        self._passes = passes
+        self._is_plain = len(passes) == 1 and not has_more
+        self._numbers = Download(
+            first.token_ids if self._is_plain else torch.cat([part.flat() for part in passes])
+        )
+        self._vectors = [
+            None if part.vectors is None else Download(part.vectors) for part in passes
+        ]
+
+    def read(self) -> StepResult:
+        """The step's result; waits for the device."""
+        if self._is_plain:
+            return StepResult(tuple(self._numbers.read().tolist()))
+        numbers = iter(self._numbers.read().tolist())
+        found = zip(self._passes, self._vectors, strict=True)
+        return StepResult.joined(
+            part.read(numbers, None if vectors is None else vectors.read())
+            for part, vectors in found
         )
 
 
 def read(passes: list[Computed]) -> StepResult:
     """The result of the step whose parts these forward passes computed; waits for the device."""
-    first = passes[0]
-    has_others = first.vectors is not None or first.alignments
-    has_more = first.scores or first.prompt_scores or has_others
-    if len(passes) == 1 and not has_more:
-        return StepResult(tuple(first.token_ids.tolist()))
-    numbers = iter(torch.cat([computed.flat() for computed in passes]).tolist())
-    return StepResult.joined(computed.read(numbers) for computed in passes)
+    return Results(passes).read()
 
 
 @dataclass(frozen=True)

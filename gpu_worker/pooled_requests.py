@@ -11,8 +11,6 @@ from scheduler.outcome import SampledToken
 from shared.errors import ErrorCode
 from shared.messages import Message, Pool, Pooled, RequestFailed
 
-MAX_REMEMBERED = 1024  # requests that were answered; see `was_answered`
-
 
 @dataclass
 class _Open:
@@ -32,7 +30,6 @@ class PooledRequests:
         self._epoch = epoch
         self._send = send
         self._open: dict[str, _Open] = {}
-        self._answered: dict[str, None] = {}  # the newest, oldest first
 
     def open(self, message: Pool) -> None:
         """Notes a request whose sequences are scheduled."""
@@ -43,10 +40,6 @@ class PooledRequests:
     def drop(self, request_id: str) -> bool:
         """Forgets a request that nobody waits for any more; false if it is none of these."""
         return self._open.pop(request_id, None) is not None
-
-    def was_answered(self, request_id: str) -> bool:
-        """True if the request's vectors are on their way, unless that is long ago."""
-        return request_id in self._answered
 
     def take(self, output: SampledToken) -> bool:
         """Takes one input's vector; true when the request has ended with it, or with its failure.
@@ -71,7 +64,4 @@ class PooledRequests:
 
     def _end(self, request_id: str, outcome: Message) -> None:
         entry = self._open.pop(request_id)
-        self._answered[request_id] = None
-        if len(self._answered) > MAX_REMEMBERED:
-            del self._answered[next(iter(self._answered))]
         self._send(f"frontend-{entry.frontend_id}", outcome)

@@ -74,11 +74,11 @@ def mean(states: torch.Tensor, is_input: torch.Tensor) -> torch.Tensor:
 
 
 def read_vectors(vectors: torch.Tensor) -> tuple[bytes | None, ...]:
-    """The rows of [P, D] float32 as bytes; None for one that is not of numbers."""
-    host = vectors.cpu()
-    is_sound = host.isfinite().all(-1).tolist()
+    """The rows of [P, D] float32, on the host, as bytes; None for one that is not of numbers."""
+    is_sound = vectors.isfinite().all(-1).tolist()
     return tuple(
-        row.numpy().tobytes() if sound else None for row, sound in zip(host, is_sound, strict=True)
+        row.numpy().tobytes() if sound else None
+        for row, sound in zip(vectors, is_sound, strict=True)
     )
 
 

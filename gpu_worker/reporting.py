@@ -1,5 +1,6 @@
 """Tells the frontends how loaded the worker is: a few times a second while it works."""
 
+from gpu_worker.step_times import StepTimes
 from scheduler.plan import StepPlan
 from scheduler.scheduler import Scheduler
 from shared.mailbox import Mailbox
@@ -12,9 +13,10 @@ IDLE_INTERVAL_SECONDS = 1.0
 class LoadReporter:
     """Counts steps and tokens, and sends `WorkerReported` when it is due. Time comes in."""
 
-    def __init__(self, mailbox: Mailbox, scheduler: Scheduler) -> None:
+    def __init__(self, mailbox: Mailbox, scheduler: Scheduler, times: StepTimes) -> None:
         self._mailbox = mailbox
         self._scheduler = scheduler
+        self._times = times
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -56,4 +58,5 @@ class LoadReporter:
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
             num_mixed_steps=self._num_mixed_steps,
+            part_seconds=self._times.totals.copy(),
         )

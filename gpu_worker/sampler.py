@@ -111,17 +111,20 @@ class Sampler:
         if self._host_rows != host_rows:
             self._tiles = self._split(host_rows)
             self._host_rows = list(host_rows)
+        if len(self._tiles) == 1:
+            return self._sample_tile(self._tiles[0], logits, rows, output_indices)
         parts = []
         for tile in self._tiles:
             cut = slice(tile.start, tile.end)
             parts.append(self._sample_tile(tile, logits[cut], rows[cut], output_indices[cut]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts)
 
     def _sample_tile(
         self, tile: _Tile, logits: torch.Tensor, rows: torch.Tensor, output_indices: torch.Tensor
     ) -> torch.Tensor:
         is_edited = tile.penalized is not None or tile.biased is not None
-        logits = logits.to(torch.float32, copy=is_edited)
+        if not tile.is_plain:  # the best token is the same in any precision
+            logits = logits.to(torch.float32, copy=is_edited)
         if tile.penalized is not None:
             self._penalties.apply(logits, rows, tile.penalized)
         if tile.biased is not None:

@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gpu_worker.families import t5, whisper
-from gpu_worker.families.encoder_decoder import Adapter, EncoderDecoder
+from gpu_worker.families.adapter import Adapter
+from gpu_worker.families.encoder_decoder import EncoderDecoder
 from gpu_worker.intake import EncoderLimits
+from gpu_worker.linears.choice import settle_linears
+from gpu_worker.linears.packed import pack_linears
 from gpu_worker.loaded import Cache, LoadedModel
 from gpu_worker.memory import free_bytes
-from gpu_worker.packed_linear import pack_linears
 from gpu_worker.pooling import POOLS_MEAN
 from gpu_worker.sizing import CPU_FRACTION, GPU_FRACTION
 from gpu_worker.slot_cache import SlotCache, SlotGeometry
@@ -30,23 +33,20 @@ MakeAdapter = Callable[[PreTrainedModel, SlotCache], Adapter]
 def serve_slots(
     model: PreTrainedModel,
     config: WorkerConfig,
+    files: tuple[Path, ...] = (),
     *,
     end_token_ids: frozenset[int],
     device_name: str,
     report: Callable[[str], None],
 ) -> LoadedModel:
     """Gives an encoder-decoder its slots, or raises FatalError."""
-    if config.torch_compile:
-        raise FatalError(
-            "--torch-compile is for decoders: start an encoder-decoder without it",
-            EXIT_CONFIGURATION,
-        )
     report("sizing the KV cache")
     family = _whisper if model.config.model_type == "whisper" else _t5
     size, make_adapter, encoder = family(model, config)
     hears = encoder.num_feature_bytes > 0
-    if model.device.type == "cpu" and config.cpu_kernels:
-        (whisper.pack if hears else pack_linears)(model)
+    precision = settle_linears(
+        model, config, files, pack=whisper.pack if hears else pack_linears, report=report
+    )
     num_slots, reason = num_slots_of(size, config)
     logger.info(
         "%s, %s on %s; %s", model.config.model_type, model.dtype, device_name, reason
@@ -54,8 +54,11 @@ def serve_slots(
     cache = SlotCache(size, num_slots)
     adapter = make_adapter(model, cache)
     transcripts = Transcripts(num_slots, adapter.vocab_size, model.device) if hears else None
+    runner = EncoderDecoder(adapter, cache, num_slots, transcripts)
+    if config.torch_compile:
+        runner.compile(config.torch_compile_mode, report)
     return LoadedModel(
-        runner=EncoderDecoder(adapter, cache, num_slots, transcripts),
+        runner=runner,
         cache=Cache(num_slots, size.max_decoder_len, num_slots, rows_are_slots=True),
         max_model_len=size.max_decoder_len,
         vocab_size=model.config.vocab_size,
@@ -64,6 +67,7 @@ def serve_slots(
         details={
             "model_type": str(model.config.model_type),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "weights": precision,
             "device": device_name,
             "attention": "torch's own, over slots",
             "kv_cache": reason,
@@ -72,6 +76,7 @@ def serve_slots(
         state_size=0 if hears else int(model.config.hidden_size),
         pooling=POOLS_MEAN,
         encoder=encoder,
+        times=runner.times,
     )
 
 

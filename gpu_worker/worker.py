@@ -1,7 +1,8 @@
 """The GPU process: owns the model and the scheduler, and turns Generate into TokensSampled.
 
-It knows no text and no HTTP. One detokenizer receives one message a step and acknowledges it; the
-worker plans no further than `MAX_UNACKNOWLEDGED_STEPS` ahead of it and never blocks in a send.
+It knows no text and no HTTP. Each detokenizer receives one message a step that has something for
+it, and acknowledges it; the worker plans no further than `MAX_UNACKNOWLEDGED_STEPS` ahead of any
+and never blocks in a send.
 """
 
 import json
@@ -14,20 +15,23 @@ from gpu_worker.audience import Audience, is_over
 from gpu_worker.facts import sampling_defaults
 from gpu_worker.hearing import WindowSequence
 from gpu_worker.intake import IntakeLimits, to_pooled, to_sequences, to_window
+from gpu_worker.lines import Line, Lines
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import load
+from gpu_worker.pipeline import Pipeline
 from gpu_worker.pooled_requests import PooledRequests
 from gpu_worker.pooling import embedding_facts
 from gpu_worker.profiling import profiled
 from gpu_worker.recovery import IsolatingRunner
 from gpu_worker.reporting import IDLE_INTERVAL_SECONDS, LoadReporter
 from gpu_worker.runner import Runner
+from gpu_worker.step_times import SEND, StepTimes
 from scheduler.outcome import SampledToken
 from scheduler.plan import NO_TOKEN
 from scheduler.scheduler import Scheduler
 from scheduler.sequence import FINISH_REASONS, Sequence, State
 from shared.config import WorkerConfig
-from shared.errors import RequestError
+from shared.errors import ErrorCode, RequestError
 from shared.mailbox import Mailbox, unexpected
 from shared.messages import (
     Abort,
@@ -38,6 +42,7 @@ from shared.messages import (
     Pool,
     RequestFailed,
     StepsAcknowledged,
+    SwitchProfiling,
     TokensSampled,
 )
 from shared.parts import (
@@ -51,14 +56,13 @@ from shared.parts import (
 
 logger = logging.getLogger(__name__)
 
-DETOKENIZER = "detokenizer-0"
-MAX_UNACKNOWLEDGED_STEPS = 64
+_NEVER_CAME = "A process of the server died before it had passed the request on."
 
 Order = Generate | Pool | Listen
 
 
 class Worker:
-    """The step loop and its bookkeeping of what the detokenizer has been told."""
+    """The step loop and its bookkeeping of what the detokenizers have been told."""
 
     def __init__(
         self,
@@ -68,25 +72,27 @@ class Worker:
         limits: IntakeLimits,
         *,
         microsleep_seconds: float,
+        times: StepTimes | None = None,
+        switch_profiling: Callable[[], None] = lambda: None,
+        overlaps: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`times` is what the runner marks, if it does; with `overlaps` steps are planned ahead."""
         self.mailbox = mailbox
         self.scheduler = scheduler
-        self.runner = runner
-        self.reporter = LoadReporter(mailbox, scheduler)
+        self._times = times or StepTimes()
+        self._pipeline = Pipeline(scheduler, runner, self._times, overlaps=overlaps)
+        self.reporter = LoadReporter(mailbox, scheduler, self._times)
         self._limits = limits
         self._microsleep_seconds = microsleep_seconds
+        self._switch_profiling = switch_profiling
         self._clock = clock
         self._pooled = PooledRequests(mailbox.identity.index, mailbox.identity.epoch, mailbox.send)
-        self._unheard: dict[
-            str, Generate | Listen
-        ] = {}  # the detokenizer knows nothing of them yet
+        # No detokenizer knows anything of them yet.
+        self._unheard: dict[str, Generate | Listen] = {}
         self._audience = Audience()
         self._peers: dict[str, Peer] = mailbox.peers
-        self._ended: list[SequenceEnded] = []  # ends to be told with the next message
-        self._lost: list[RequestLost] = []  # likewise
-        self._num_sent = 0
-        self._num_acknowledged = 0
+        self._lines = Lines(self._audience, mailbox.peers)
 
     def run(self) -> None:
         """Steps until the launcher says stop."""
@@ -94,34 +100,30 @@ class Worker:
             self._receive()
             if self.mailbox.stop is not None:
                 return
-            plan = self.scheduler.schedule()
-            if not plan.is_empty:
-                result = self.runner.execute(plan)
-                outputs = self.scheduler.apply(plan, result)
-                self.reporter.count(plan)
-                self._send(self._take_vectors(outputs))
+            finished = self._pipeline.advance(may_plan_ahead=self._lines.may_plan_ahead)
+            if finished is not None:
+                self.reporter.count(finished.plan)
+                self._send(self._take_vectors(finished.outputs))
                 self.mailbox.beat()
+                self._times.mark(SEND)
+                self._times.end()
 
     def _receive(self) -> None:
-        """Takes what has come; waits when there is nothing to do or the detokenizer is behind."""
+        """Takes what has come; waits when there is nothing to do or a detokenizer is behind."""
         self.reporter.report_if_due(self._clock())
         if self.scheduler.is_idle:
             self.mailbox.beat()
-            if self._ended or self._lost:
+            if self._lines.has_news:
                 self._send([])  # no step will follow that could carry them
             self.scheduler.check()  # a leak is found here, when it costs nothing
             self._take(IDLE_INTERVAL_SECONDS)
             self._gather_companions()
         else:
             self._take(0.0)
-        while self._is_ahead and self.mailbox.stop is None:
+        while self._lines.is_ahead and self.mailbox.stop is None:
             self.mailbox.beat()  # whoever is behind is watched, too
             self._take(IDLE_INTERVAL_SECONDS)
             self.reporter.report_if_due(self._clock())
-
-    @property
-    def _is_ahead(self) -> bool:
-        return self._num_sent - self._num_acknowledged >= MAX_UNACKNOWLEDGED_STEPS
 
     def _gather_companions(self) -> None:
         """Waits a moment for requests that come together, so that they share the first step."""
@@ -138,12 +140,10 @@ class Worker:
 
     def _compare_lives(self) -> None:
         """Ends what nobody waits for any more, because a room that had a part in it died."""
-        old, self._peers = self._peers, self.mailbox.peers
+        self._peers = self.mailbox.peers
         for request_id in self._audience.gone(self._peers):
             self._abort(Abort(request_id))
-        if _epoch(old, DETOKENIZER) != _epoch(self._peers, DETOKENIZER):
-            self._ended, self._lost = [], []
-            self._num_acknowledged = self._num_sent  # by nobody, for nobody
+        self._lines.compare_lives(self._peers)
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -151,11 +151,13 @@ class Worker:
                 self._admit(message)
             case Abort():
                 self._abort(message)
-            case ConfirmHeld(frontend_id, request_ids):
-                self._confirm(frontend_id, request_ids)
+            case ConfirmHeld():
+                self._confirm(message)
             case StepsAcknowledged():
                 if message.epoch == self.mailbox.identity.epoch:
-                    self._num_acknowledged = max(self._num_acknowledged, message.step)
+                    self._lines.acknowledge(message)
+            case SwitchProfiling():
+                self._switch_profiling()
             case _:
                 unexpected(message)
 
@@ -179,32 +181,39 @@ class Worker:
         if isinstance(message, Pool):
             self._pooled.open(message)
         else:
+            self._lines.open(route.detokenizer_id)
             self._unheard[message.request_id] = message
 
-    def _confirm(self, frontend_id: int, request_ids: tuple[str, ...]) -> None:
+    def _confirm(self, question: ConfirmHeld) -> None:
         """What never came, and must not come any more, is lost.
 
-        So is, in name, what has ended: the detokenizer tells that after the answer's own end.
+        So is, in name, what has ended: its caller is told that after the answer's own end, which
+        went the same way.
         """
-        for request_id in request_ids:
-            if self._pooled.was_answered(request_id):
-                continue  # by another way than the one that a loss is told by
-            if not self.scheduler.holds(request_id):
-                self.scheduler.abort(request_id)
-                self._lost.append(RequestLost(request_id, frontend_id))
+        for request_id in question.request_ids:
+            if self.scheduler.holds(request_id):
+                continue
+            self.scheduler.abort(request_id)
+            if question.detokenizer_id is None:
+                failed = RequestFailed(request_id, ErrorCode.ENGINE_DEAD, _NEVER_CAME, None)
+                self.mailbox.send(f"frontend-{question.frontend_id}", failed)
+            else:
+                lost = RequestLost(request_id, question.frontend_id)
+                self._lines.open(question.detokenizer_id).lost.append(lost)
 
     def _abort(self, message: Abort) -> None:
         sequences = self.scheduler.abort(message.request_id, message.choice)
         if self._pooled.drop(message.request_id):
-            pass  # the detokenizer knows nothing of it
+            pass  # no detokenizer knows anything of it
         elif message.request_id not in self._unheard:
-            self._ended += [_ended(sequence) for sequence in sequences]
+            for sequence in sequences:
+                self._lines.line_of(message.request_id).ended.append(_ended(sequence))
         elif not self.scheduler.holds(message.request_id):
             del self._unheard[message.request_id]
         self._forget_if_ended(message.request_id)
 
     def _take_vectors(self, outputs: list[SampledToken]) -> list[SampledToken]:
-        """Answers requests for vectors, and returns the outputs that are for the detokenizer."""
+        """Answers requests for vectors, and returns the outputs that are for the detokenizers."""
         for output in outputs:
             if output.sequence.is_pooled and self._pooled.take(output):
                 request_id = output.sequence.request_id
@@ -214,36 +223,41 @@ class Worker:
         return [output for output in outputs if not output.sequence.is_pooled]
 
     def _send(self, outputs: list[SampledToken]) -> None:
-        """Sends one step: its tokens, the requests that begin with it, and all that has ended."""
+        """Sends one step to those detokenizers that it has something for."""
+        for line, part in self._lines.split(outputs):
+            self._send_part(line, part)
+
+    def _send_part(self, line: Line, outputs: list[SampledToken]) -> None:
+        """Sends a detokenizer's tokens, the requests that begin with them, and all ends."""
         tokens = [output for output in outputs if output.token_id != NO_TOKEN]
         over = dict.fromkeys(o.sequence for o in outputs if o.sequence.state is not State.RUNNING)
         ended = [_ended(sequence) for sequence in over]
-        self._num_sent += 1
+        line.num_sent += 1
         message = TokensSampled(
             worker_id=self.mailbox.identity.index,
             epoch=self.mailbox.identity.epoch,
-            step=self._num_sent,
+            step=line.num_sent,
             started=tuple(self._started(outputs)),
             request_ids=tuple(output.sequence.request_id for output in tokens),
             choices=tuple(output.sequence.choice for output in tokens),
             seqs=tuple(output.number for output in tokens),
             token_ids=tuple(output.token_id for output in tokens),
             logprobs=_logprobs(tokens),
-            ended=(*self._ended, *ended),
-            lost=tuple(self._lost),
+            ended=(*line.ended, *ended),
+            lost=tuple(line.lost),
             alignments=b"".join(s.alignment for s in over if isinstance(s, WindowSequence)),
         )
-        self._ended, self._lost = [], []
+        line.ended, line.lost = [], []
         for end in ended:
             self._forget_if_ended(end.request_id)
-        self.mailbox.send(DETOKENIZER, message)
+        self.mailbox.send(line.room, message)
 
     def _forget_if_ended(self, request_id: str) -> None:
         if not self.scheduler.holds(request_id):
             self._audience.leave(request_id)
 
     def _started(self, outputs: list[SampledToken]) -> Iterator[RequestStarted]:
-        """The requests of which the detokenizer hears with these outputs."""
+        """The requests of which their detokenizer hears with these outputs."""
         for sequence in (output.sequence for output in outputs):
             message = self._unheard.pop(sequence.request_id, None)
             if message is not None:
@@ -273,10 +287,6 @@ def _logprobs(tokens: list[SampledToken]) -> tuple[TokenLogprobs | None, ...]:
     return tuple(None if score is None else TokenLogprobs(*score) for score in scores)
 
 
-def _epoch(peers: dict[str, Peer], room: str) -> int | None:
-    return peers[room].epoch if room in peers else None
-
-
 def _ended(sequence: Sequence) -> SequenceEnded:
     ended = SequenceEnded(
         sequence.request_id,
@@ -300,6 +310,9 @@ def run(config: WorkerConfig, mailbox: Mailbox) -> None:
             IsolatingRunner(runner),
             loaded.limits,
             microsleep_seconds=config.continuous_batching_microsleep,
+            times=loaded.times,
+            switch_profiling=runner.switch,
+            overlaps=loaded.overlaps,
         )
         mailbox.report_ready(_facts(loaded, config))
         worker.run()

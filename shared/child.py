@@ -14,9 +14,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def settle(parent_pid: int) -> None:
-    """Dies with the parent, and ignores the signals that a terminal sends to all its processes."""
+    """Dies with the parent, and leaves it the signals that whoever runs the service sends.
+
+    A terminal, or a service manager, sends them to all of its processes.
+    """
     die_with(parent_pid)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -75,10 +75,7 @@ class ModelConfig:
 
 def _max_concurrent() -> Any:
     return flag(
-        100,
-        "most answers under way at a time; others wait for a place (--max-queue)",
-        at_least=1,
-        is_basic=True,
+        100, "most answers under way at once; others wait (--max-queue)", at_least=1, is_basic=True
     )
 
 
@@ -97,6 +94,8 @@ class FrontendConfig:
 
     identity: Identity = NOBODY
     socket_fd: int = -1  # the listening socket, held by the launcher
+    created: int = 0  # Unix seconds at which the server started
+    num_frontends: int = 1  # that share its limits
     model: ModelConfig = ModelConfig()
     api_key: str = flag(
         "",
@@ -140,10 +139,7 @@ class FrontendConfig:
         choices=("both", "reasoning_content", "reasoning", "none"),
     )
     first_token_timeout: float = flag(
-        300.0,
-        "most seconds from a request's place among those under way to its first token; "
-        "beyond it: 504",
-        at_least=0.001,
+        300.0, "most seconds from a request's place to its first token; else: 504", at_least=0.001
     )
     request_timeout: float = flag(
         600.0, "most seconds a request may take; beyond it: 504", at_least=0.001
@@ -185,9 +181,7 @@ class TokenizerConfig:
     identity: Identity = NOBODY
     model: ModelConfig = ModelConfig()
     tokenizer_type: str = flag(
-        "",
-        "transformers class of the tokenizer, such as AutoTokenizer",
-        unset="by the checkpoint",
+        "", "transformers class of the tokenizer, such as AutoTokenizer", unset="by the checkpoint"
     )
     processor_type: str = flag(
         "",
@@ -207,7 +201,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class DetokenizerConfig:
-    """Detokenizer process"""
+    """Detokenizer processes"""
 
     identity: Identity = NOBODY
 
@@ -220,9 +214,7 @@ class WorkerConfig:
     model: ModelConfig = ModelConfig()
     max_concurrent: int = _max_concurrent()
     model_type: str = flag(
-        "",
-        "transformers class of the model, such as AutoModelForCausalLM",
-        unset="by the checkpoint",
+        "", "transformers class, such as AutoModelForCausalLM", unset="by the checkpoint"
     )
     architecture_type: str = flag(
         "",
@@ -265,10 +257,17 @@ class WorkerConfig:
         "repetition_penalty",
         unset="nothing",
     )
-    hqq: bool = flag(False, "int4 weights; not built yet: refused")
+    quantization: str = flag(
+        "",
+        "int8: small weights for speed, on the CPU; another precision than --torch-dtype",
+        choices=("int8",),
+        unset="none",
+    )
+    hqq: bool = flag(False, "int4 weights by HQQ, for memory; made at the first start, minutes")
     torch_compile: bool = flag(
         False,
-        "compile the forward pass by torch.compile before the first request; minutes at first",
+        "compile the forward pass by torch.compile before the first request; minutes at first. Of "
+        "an encoder-decoder, the decode step: encoders, prompts and the head stay stock code",
     )
     torch_compile_mode: str = flag(
         "reduce-overhead",
@@ -306,8 +305,7 @@ class WorkerConfig:
         at_least=0,
     )
     static_cache: bool = flag(
-        False,
-        "size the KV cache for batch size × the lengths below, in place of by free memory",
+        False, "size the KV cache for batch size × the lengths below, in place of by free memory"
     )
     static_cache_encoder_max_length: int = flag(
         256, "longest encoder input under --static-cache; encoder-decoders only", at_least=1
@@ -319,6 +317,9 @@ class WorkerConfig:
         True, "keep finished prompts' KV blocks for prompts that begin alike"
     )
     cuda_graphs: bool = flag(True, "replay decode steps as CUDA graphs; a GPU only")
+    overlap: str = flag(
+        "auto", "launch a decoder's steps ahead; `auto`: on a GPU", choices=("auto", "on", "off")
+    )
     cpu_kernels: bool = flag(
         True, "compile and use the native CPU kernels where this machine can; else plain torch"
     )
@@ -336,17 +337,13 @@ class WorkerConfig:
     )
     torch_profiling: bool = flag(
         False,
-        "torch.profiler around the first steps: a table in the log and a Chrome trace",
+        "torch.profiler around the first steps: a table and a Chrome trace; SIGUSR2: at any time",
         env=("TORCH_PROFILING", "TORCH_AUTOGRAD_PROFILING"),
         aliases=("--torch-autograd-profiling",),
     )
-    torch_profiling_steps: int = flag(
-        200, "steps that --torch-profiling records; bounds its memory", at_least=1
-    )
+    torch_profiling_steps: int = flag(200, "most steps that are recorded at a time", at_least=1)
     torch_profiling_directory: str = flag(
-        "",
-        "where the Chrome trace goes",
-        unset="the system's directory for temporary files",
+        "", "where the Chrome trace goes", unset="the system's directory for temporary files"
     )
 
 
@@ -374,11 +371,14 @@ class LauncherConfig:
         env=("RUN_DIRECTORY", "RUNTIME_DIRECTORY"),
         unset="under $XDG_RUNTIME_DIR or /tmp",
     )
+    frontend_processes: int = flag(
+        1, "HTTP processes, on one port and within the same limits", at_least=1, at_most=64
+    )
     tokenizer_processes: int = flag(1, "tokenizer processes", at_least=1)
+    detokenizer_processes: int = flag(1, "detokenizer processes", at_least=1, at_most=64)
     restart_limit: int = flag(
         3,
-        "deaths of processes within 10 minutes that are mended by a restart; one more ends the "
-        "service with status 70; 0: the first does",
+        "deaths in 10 minutes that a restart mends; one more ends the service, with status 70",
         at_least=0,
     )
     stall_timeout: float = _stall_timeout()

@@ -7,23 +7,8 @@ Rooms are named `frontend-0`, `tokenizer-0`, `detokenizer-0`, `worker-0` and `la
 
 from dataclasses import dataclass
 
+from shared import parts
 from shared.errors import ErrorCode
-from shared.parts import (
-    ModelFacts,
-    Peer,
-    Prompt,
-    PromptScored,
-    RequestLost,
-    RequestStarted,
-    Route,
-    ScoredToken,
-    SequenceEnded,
-    TextEnded,
-    TextOptions,
-    TextStart,
-    TokenLogprobs,
-    TranscriptOptions,
-)
 from shared.sampling import SamplingParams
 
 # ── control: launcher <-> rooms ──────────────────────────────────────────────────────────────────
@@ -52,7 +37,7 @@ class RoomReady:
 
     room: str
     epoch: int
-    model: ModelFacts | None  # from a worker
+    model: parts.ModelFacts | None  # from a worker
 
 
 @dataclass(frozen=True)
@@ -67,7 +52,7 @@ class RoomGetsOn:
 class AddressBook:
     """launcher -> every room: who lives where; sent whole whenever it changes."""
 
-    peers: tuple[Peer, ...]
+    peers: tuple[parts.Peer, ...]
     is_warm: bool  # an answer has come through just these rooms, so callers may be let in
 
 
@@ -99,6 +84,28 @@ class Stop:
     reason: str
 
 
+@dataclass(frozen=True)
+class SwitchProfiling:
+    """launcher -> worker: record steps from now on, or, if you do, end that and report."""
+
+
+# ── frontend <-> frontend ────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class PlacesFreed:
+    """frontend -> frontend: it is the turn of your queue's first, for whom there may be places."""
+
+
+@dataclass(frozen=True)
+class RequestsSuspected:
+    """frontend -> frontend: these were under way in a process that died; see `quarantine.py`."""
+
+    room: str
+    epoch: int
+    digests: tuple[str, ...]  # in hexadecimal
+
+
 # ── 1. frontend -> tokenizer ─────────────────────────────────────────────────────────────────────
 
 
@@ -116,14 +123,14 @@ class Tokenize:
     """frontend -> tokenizer: one validated request for answers to one prompt."""
 
     request_id: str
-    route: Route
+    route: parts.Route
     worker_id: int
-    prompt: Prompt
+    prompt: parts.Prompt
     max_tokens: int | None  # None: whatever the context leaves; 0: only the prompt is scored
     max_tokens_param: str  # the field that it came from, for errors
     is_strict: bool  # `max_tokens` beyond the context is an error, else it is clamped
     echo: bool  # the caller wants the prompt's text back
-    text: TextOptions
+    text: parts.TextOptions
     sampling: SamplingParams
     max_prompt_scores: int  # numbers: the prompt's tokens times the logprobs of each
     num_choices: int  # answers to the one prompt
@@ -135,9 +142,9 @@ class Embed:
     """frontend -> tokenizer: a vector of each of these texts is wanted, all in one answer."""
 
     request_id: str
-    route: Route
+    route: parts.Route
     worker_id: int
-    inputs: tuple[Prompt, ...]
+    inputs: tuple[parts.Prompt, ...]
     dimensions: int | None  # the first numbers of each vector; None: all
     cache_salt: str  # see `Tokenize`
 
@@ -147,9 +154,9 @@ class Transcribe:
     """frontend -> tokenizer: a sound file is to be put into words."""
 
     request_id: str
-    route: Route
+    route: parts.Route
     worker_id: int
-    options: TranscriptOptions
+    options: parts.TranscriptOptions
     sampling: SamplingParams
     audio: bytes  # the file
 
@@ -169,7 +176,7 @@ class Encode:
 
     request_id: str
     frontend_id: int
-    prompt: Prompt
+    prompt: parts.Prompt
     wants_strings: bool  # each token as text, too
 
 
@@ -243,7 +250,7 @@ class Generate:
     sampling: SamplingParams  # of the first choice; each further one adds 1 to the seed
     num_choices: int
     cache_salt: str
-    text: TextStart
+    text: parts.TextStart
 
 
 @dataclass(frozen=True)
@@ -251,7 +258,7 @@ class Pool:
     """tokenizer -> worker: token ids in, a vector of each input out."""
 
     request_id: str
-    route: Route
+    route: parts.Route
     inputs: tuple[tuple[int, ...], ...]
     dimensions: int
     cache_salt: str
@@ -267,7 +274,7 @@ class Listen:
     sampling: SamplingParams
     temperatures: tuple[float, ...]  # the first, and those of further attempts where one fails
     num_aligned: int  # encoder's positions of the sound itself; 0: no times of words are wanted
-    text: TextStart
+    text: parts.TextStart
     features: bytes  # a log-mel spectrogram: float32, little-endian, [bins, frames]
 
 
@@ -284,6 +291,7 @@ class ConfirmHeld:
     """frontend -> worker: their tokenizer has died; what never came to the worker is lost."""
 
     frontend_id: int
+    detokenizer_id: int | None  # through which the loss is told; None: the worker tells it
     request_ids: tuple[str, ...]
 
 
@@ -292,7 +300,7 @@ class ConfirmHeld:
 
 @dataclass(frozen=True)
 class TokensSampled:
-    """worker -> detokenizer: one per step; the columns below are parallel, one row a token.
+    """worker -> detokenizer: what a step has for it; the columns are parallel, one row a token.
 
     Most sequences have one in a step. One whose answer may be begun anew has all of them with its
     end.
@@ -300,15 +308,15 @@ class TokensSampled:
 
     worker_id: int
     epoch: int
-    step: int
-    started: tuple[RequestStarted, ...]  # requests whose first token is in this step
+    step: int  # counted for each detokenizer by itself
+    started: tuple[parts.RequestStarted, ...]  # requests whose first token is in this step
     request_ids: tuple[str, ...]
     choices: tuple[int, ...]  # which answer of its request
     seqs: tuple[int, ...]  # 0-based number of this token in its answer; gaps fail the request
     token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs | None, ...]  # () when no row wants them
-    ended: tuple[SequenceEnded, ...]
-    lost: tuple[RequestLost, ...] = ()
+    logprobs: tuple[parts.TokenLogprobs | None, ...]  # () when no row wants them
+    ended: tuple[parts.SequenceEnded, ...]
+    lost: tuple[parts.RequestLost, ...] = ()
     alignments: bytes = b""  # of the ended, in their order: float32, little-endian
 
 
@@ -326,6 +334,7 @@ class Pooled:
 class StepsAcknowledged:
     """detokenizer -> worker: every step up to this one is turned into text."""
 
+    detokenizer_id: int
     epoch: int  # of the worker whose steps are counted
     step: int
 
@@ -344,9 +353,11 @@ class TextProduced:
     seqs: tuple[int, ...]  # 0-based number of this event of its answer
     texts: tuple[str, ...]  # may be empty while text is held back
     completion_tokens: tuple[int, ...]  # tokens so far
-    scored: tuple[tuple[ScoredToken, ...], ...]  # the tokens of each text; () when no row has any
-    prompts: tuple[PromptScored, ...]  # of requests whose first text is here
-    ended: tuple[TextEnded, ...]
+    scored: tuple[
+        tuple[parts.ScoredToken, ...], ...
+    ]  # the tokens of each text; () when no row has any
+    prompts: tuple[parts.PromptScored, ...]  # of requests whose first text is here
+    ended: tuple[parts.TextEnded, ...]
     thoughts: tuple[str, ...] = ()  # beside each text, and before it; () when no row has any
 
 
@@ -377,14 +388,13 @@ class WorkerReported:
     num_prompt_tokens: int  # prompt tokens computed so far
     num_generated_tokens: int  # tokens sampled so far
     num_mixed_steps: int  # steps so far that held both prefill and decode
+    part_seconds: dict[str, float]  # of all steps so far, by what the worker did: `plan`, …
 
 
 Message = (
-    RoomStarted | StageReached | RoomReady | RoomGetsOn | AddressBook | Stop
-    | PipelineWarm | Drain | Drained
-    | CreditGranted | Tokenize | Embed | Transcribe | WindowTaken | Encode | Decode
-    | PromptAccepted | WindowRead | SoundRead | Encoded | Decoded | Generate | Pool | Listen | Abort
-    | ConfirmHeld
-    | TokensSampled | Pooled | StepsAcknowledged
-    | TextProduced | RequestFailed | WorkerReported
+    RoomStarted | StageReached | RoomReady | RoomGetsOn | AddressBook | Stop | SwitchProfiling
+    | PipelineWarm | Drain | Drained | PlacesFreed | RequestsSuspected | CreditGranted | Tokenize
+    | Embed | Transcribe | WindowTaken | Encode | Decode | PromptAccepted | WindowRead | SoundRead
+    | Encoded | Decoded | Generate | Pool | Listen | Abort | ConfirmHeld | TokensSampled | Pooled
+    | StepsAcknowledged | TextProduced | RequestFailed | WorkerReported
 )  # fmt: skip

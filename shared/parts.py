@@ -47,6 +47,7 @@ class Route:
     frontend_id: int
     frontend_epoch: int
     detokenizer_epoch: int | None  # None: the answer is no text
+    detokenizer_id: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The child's side of the contract with the launcher: life, signals, title, last words.
 
 Started as `python -P -m shared.process ROOM_CONFIG.json`; the file names the room, its settings and
-its launcher. A room dies with its launcher (prctl(2), PR_SET_PDEATHSIG) and ignores SIGINT, SIGTERM
-and SIGHUP: only the launcher's `Stop` ends it, so that rooms end in order.
+its launcher. A room dies with its launcher (prctl(2), PR_SET_PDEATHSIG) and ignores SIGINT,
+SIGTERM, SIGHUP and SIGUSR2: only the launcher's `Stop` ends it, so that rooms end in order.
 """
 
 import faulthandler

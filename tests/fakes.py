@@ -3,7 +3,7 @@
 import select
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from scheduler.plan import NO_TOKEN, Admission, Chunk, Move, StepPlan, StepResult, TokenScore
@@ -76,6 +76,7 @@ class FormulaRunner:
         self._block_size = block_size
         self._num_rows = max_sequences
         self._slots: list[int | None] = [None] * ((num_blocks + 1) * block_size)
+        self._last: dict[int, int] = {}  # what was sampled last, by row: the device's memory
 
     @property
     def num_mixed(self) -> int:
@@ -84,15 +85,27 @@ class FormulaRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Computes one step, after looking at the plan as a suspicious reader."""
+        flight = self.launch(plan)
+        flight.sample({})
+        return flight.result()
+
+    def launch(self, plan: StepPlan) -> "FormulaFlight":
+        """Writes the step's tokens, those that are pending from its own memory."""
         self.plans.append(plan)
+        plan = plan.fed(self._last)
         for admission in plan.admissions:
             self._begin(admission)
         for chunk in plan.chunks:
             self._write(chunk)
         self._check_order(plan)
+        return FormulaFlight(self, plan)
+
+    def sample(self, plan: StepPlan) -> StepResult:
+        """What a step that has been written comes to, before another is."""
         rows = [chunk.row for chunk in plan.chunks if chunk.samples]
+        self._last.update((row, formula(self._context(row))) for row in rows)
         return StepResult(
-            tuple(formula(self._context(row)) for row in rows),
+            tuple(self._last[row] for row in rows),
             scores=tuple(self._score(row) for row in rows) if self._asking else (),
             prompt_scores=tuple(score for chunk in plan.chunks for score in self._scores(chunk)),
             vectors=tuple(formula_vector(self._context(c.row)) for c in plan.chunks if c.pools),
@@ -154,6 +167,27 @@ class FormulaRunner:
     def _slot(self, row: int, position: int) -> int:
         block, offset = divmod(position, self._block_size)
         return self.tables[row][block] * self._block_size + offset
+
+
+class FormulaFlight:
+    """A step of the formula under way: its tokens are sampled when that is launched."""
+
+    def __init__(self, runner: FormulaRunner, plan: StepPlan) -> None:
+        self._runner = runner
+        self._plan = plan  # with what was fed
+        self._result: StepResult | None = None
+
+    def sample(self, fed: Mapping[int, int]) -> None:
+        """Samples; what the host says was fed must be what the device has fed."""
+        assert self._result is None, "sampled twice"
+        for chunk in self._plan.chunks:
+            token_id = fed.get(chunk.row, NO_TOKEN)
+            assert token_id == NO_TOKEN or chunk.token_ids == (token_id,), "it was fed another"
+        self._result = self._runner.sample(self._plan)
+
+    def result(self) -> StepResult:
+        assert self._result is not None, "nothing was sampled"
+        return self._result
 
 
 class SlotFormulaRunner:

@@ -9,13 +9,11 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shared.config import ModelConfig, ServerConfig
-from shared.errors import FatalError
-from shared.launching import flags, preflight
+from shared.launching import flags
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
@@ -46,7 +44,9 @@ WORKER, SERVER, TOKENIZER = (
 )
 APP, SERVICE = "frontend/app.py", "frontend/service.py"
 CHOICE, PROFILING = "gpu_worker/attention/choice.py", "gpu_worker/profiling.py"
+LINEARS = "gpu_worker/linears/choice.py"
 STARTS = "e2e/test_starts.py"
+COUNTS = "e2e/test_process_counts.py"
 API_FLAGS = "e2e/test_api_flags.py"
 
 ROWS = {
@@ -69,6 +69,11 @@ ROWS = {
     "run_directory": Row(
         "/x", (LAUNCHER,),
         "shared/launching/test_run_directory.py::test_a_run_directory_is_private_and_held_by_one",
+    ),
+    "frontend_processes": Row("2", (LAUNCHER,), f"{COUNTS}::test_a_signal_drains_all_frontends"),
+    "detokenizer_processes": Row(
+        "2", (LAUNCHER,),
+        f"{COUNTS}::test_many_answers_at_once_are_right_and_both_detokenizers_make_them",
     ),
     "tokenizer_processes": Row(
         "2", (LAUNCHER,), f"{STARTS}::test_a_model_without_a_chat_template_starts_with_a_warning"
@@ -241,17 +246,29 @@ ROWS = {
         "false", (LOADING,),
         "gpu_worker/test_cuda_graphs.py::test_a_model_answers_the_same_under_graphs_as_without",
     ),
+    "overlap": Row(
+        "on", (LOADING,),
+        "gpu_worker/test_overlap.py::test_the_flag_says_whether_steps_are_launched_ahead",
+    ),
     "cpu_kernels": Row(
-        "false", (CHOICE, LOADING),
+        "false", (CHOICE, LINEARS),
         "gpu_worker/test_loading.py::test_without_the_kernels_plain_torch_is_taken",
     ),
     "cpu_kernels_directory": Row(
-        "/x", (CHOICE,),
+        "/x", (CHOICE, LINEARS),
         "gpu_worker/test_loading.py::test_cpu_kernels_are_kept_where_the_setting_says",
     ),
     "cpu_threads": Row(
         "7", (LOADING,),
         "gpu_worker/test_loading.py::test_a_step_has_as_many_threads_as_were_asked_for",
+    ),
+    "hqq": Row(
+        "true", (LINEARS,),
+        "gpu_worker/test_loading.py::test_a_checkpoint_is_served_with_four_bit_weights",
+    ),
+    "quantization": Row(
+        "int8", (LINEARS,),
+        "gpu_worker/test_int8.py::test_no_layer_of_a_model_stays_dense",
     ),
     "torch_compile": Row(
         "true", (LOADING,),
@@ -277,9 +294,6 @@ ROWS = {
 
 # `config` is the file that is read before there is a configuration.
 READ_WHILE_PARSING = {"config": "shared/launching/test_config_file.py"}
-
-# Refused as long as it is not built, so that nobody believes that it is obeyed.
-NOT_BUILT = {"hqq"}
 
 FIELDS = {field.name: field for field in flags.flag_fields()}
 MODEL_FLAGS = {field.name for field in dataclasses.fields(ModelConfig)}
@@ -321,8 +335,7 @@ def functions_of(file: str) -> frozenset[str]:
 
 
 def test_every_flag_is_in_one_table() -> None:
-    tables: list[Any] = [ROWS, READ_WHILE_PARSING, NOT_BUILT]
-    names = [name for table in tables for name in table]
+    names = [*ROWS, *READ_WHILE_PARSING]
     assert sorted(names) == sorted(FIELDS)
 
 
@@ -364,13 +377,3 @@ def test_its_variables_do_the_same(name: str) -> None:
     given = settings_with(name, VALUES[name])
     for variable in flags.variables(FIELDS[name]):
         assert flags.read([], {variable: VALUES[name]}).config == given, variable
-
-
-@pytest.mark.parametrize("name", sorted(NOT_BUILT))
-def test_what_is_not_built_is_refused(name: str) -> None:
-    demo = dataclasses.replace(ServerConfig().worker, model=ModelConfig("demo"))
-    preflight.check(dataclasses.replace(ServerConfig(), worker=demo))
-    switch: dict[str, Any] = {name: True}
-    switched_on = dataclasses.replace(demo, **switch)
-    with pytest.raises(FatalError, match="is not built"):
-        preflight.check(dataclasses.replace(ServerConfig(), worker=switched_on))

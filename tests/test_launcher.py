@@ -92,8 +92,8 @@ def test_the_configuration_is_printed_with_its_origins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environ", "sentence"),
     [
-        (["--hqq"], {}, "--hqq is not built"),
-        ([], {"HQQ": "TRUE"}, "--hqq is not built"),
+        (["--hqq", "--quantization", "int8"], {}, "--hqq and --quantization int8"),
+        (["--quantization", "int8"], {"HQQ": "TRUE"}, "--hqq and --quantization int8"),
     ],
 )
 def test_what_is_not_built_is_refused_at_once(

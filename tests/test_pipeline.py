@@ -17,6 +17,8 @@ from frontend.events import Aborted, Event, Failed, Finished, TextAdded
 from frontend.generation import Generation
 from frontend.health import Health
 from frontend.metrics import Metrics
+from frontend.occupancy import Occupancy
+from frontend.sheet import Sheet
 from frontend.submission import Submission
 from gpu_worker.intake import IntakeLimits
 from gpu_worker.recovery import IsolatingRunner
@@ -114,7 +116,8 @@ class Pipeline:
         )
         inbox.pipeline = self
         inbox.when_waiting = self._end_when_all_have_come
-        self.metrics = Metrics("m")
+        sheet = Sheet.private()
+        self.metrics = Metrics("m", sheet)
         limits = Limits(
             MAX_CONCURRENT,
             max_queue=0,
@@ -123,7 +126,9 @@ class Pipeline:
             first_token_timeout_seconds=300.0,
         )
         health = Health(60.0)
-        self.engine = EngineClient(frontend, self.metrics, health, limits, clock=lambda: 0.0)
+        self.engine = EngineClient(
+            frontend, self.metrics, health, limits, Occupancy(sheet, 0), clock=lambda: 0.0
+        )
         self.detokenizer = Detokenizer(detokenizer, VOCABULARY)
         scheduler = make_scheduler(prefix_caching=True, **SIZES)
         runner = IsolatingRunner(SeededFormula())

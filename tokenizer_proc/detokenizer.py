@@ -1,7 +1,8 @@
-"""The detokenizer process: token ids to text, stop strings, thoughts, usage. It loads no torch.
+"""A detokenizer process: token ids to text, stop strings, thoughts, usage. It loads no torch.
 
-One message a step comes in, one a step goes out to each frontend that has a stake in it. It decides
-stop strings and counts usage; the worker decides end tokens and length.
+One message a step comes in, if the step has something for its own requests, and one goes out to
+each frontend that has a stake in it. It decides stop strings and counts usage; the worker decides
+end tokens and length.
 """
 
 import logging
@@ -140,7 +141,8 @@ class Detokenizer:
                 self._handle(message)
                 newest[message.worker_id] = message
         for worker_id, step in newest.items():
-            acknowledged = StepsAcknowledged(step.epoch, step.step)
+            index = self._mailbox.identity.index
+            acknowledged = StepsAcknowledged(index, step.epoch, step.step)
             self._mailbox.send(f"worker-{worker_id}", acknowledged)
 
     def _forget_the_dead(self) -> None:

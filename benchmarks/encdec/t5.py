@@ -7,7 +7,7 @@ answer. Every side says the same number of tokens, in float32.
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
+from benchmarks.encdec import decode_steps
 from benchmarks.encdec.turns import median_rates
 from gpu_worker.loaded import LoadedModel
 from gpu_worker.slot_loading import serve_slots
 from scheduler.plan import EncoderInput
+from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from shared.config import ModelConfig, WorkerConfig
 from shared.sampling import SamplingParams
@@ -70,12 +72,13 @@ def make_model() -> PreTrainedModel:
 class Ours:
     """The worker's runner behind its scheduler."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, torch_compile: bool = False) -> None:
         config = WorkerConfig(
             model=ModelConfig("benchmark", MAX_LEN),
             max_encoder_len=MAX_LEN,
             continuous_batching_batch_size=NUM_REQUESTS,
             max_num_batched_tokens=NUM_REQUESTS * MAX_LEN,
+            torch_compile=torch_compile,
         )
         self._config = config
         self._loaded: LoadedModel = serve_slots(
@@ -88,6 +91,18 @@ class Ours:
 
     def __call__(self, wanted: list[Request]) -> int:
         """Answers all of them; how many tokens that were."""
+        scheduler = self._scheduled(wanted)
+        num_tokens = 0
+        while not scheduler.is_idle:
+            plan = scheduler.schedule()
+            num_tokens += len(scheduler.apply(plan, self._loaded.runner.execute(plan)))
+        return num_tokens
+
+    def steps(self, num_requests: int) -> Iterator[float]:
+        """The decode steps of the first so many requests."""
+        return decode_steps.served(self._loaded, self._scheduled(requests()[:num_requests]))
+
+    def _scheduled(self, wanted: list[Request]) -> Scheduler:
         scheduler = self._loaded.scheduler(self._config)
         greedy = SamplingParams(seed=0, temperature=0.0)
         for number, request in enumerate(wanted):
@@ -101,11 +116,7 @@ class Ours:
                     encoder_input=EncoderInput.text(request.input_ids),
                 )
             )
-        num_tokens = 0
-        while not scheduler.is_idle:
-            plan = scheduler.schedule()
-            num_tokens += len(scheduler.apply(plan, self._loaded.runner.execute(plan)))
-        return num_tokens
+        return scheduler
 
 
 class Stock:
@@ -144,11 +155,18 @@ def tokens_per_second(side: Callable[[list[Request]], int], wanted: list[Request
     return num_tokens / (time.perf_counter() - start)
 
 
-def compare(num_rounds: int) -> dict[str, Any]:
+def compare_steps(batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Our decode steps, compiled and not; prints a line a batch size."""
+    plain, compiled = Ours(), Ours(torch_compile=True)
+    return {"decode_steps": decode_steps.compare(plain.steps, compiled.steps, batch_sizes)}
+
+
+def compare(num_rounds: int, *, torch_compile: bool = False) -> dict[str, Any]:
     """Prints a line a side; the same for programs."""
     wanted = requests()
     sides: dict[str, Callable[[list[Request]], int]] = {
         "continuous batching": Ours(),
+        **({"continuous batching, compiled": Ours(torch_compile=True)} if torch_compile else {}),
         "generate(), one at a time": Stock(1),
         f"generate(), batches of {NUM_REQUESTS}": Stock(NUM_REQUESTS),
     }

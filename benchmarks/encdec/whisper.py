@@ -11,7 +11,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.encdec import faster_whisper_peer
+from benchmarks.encdec import decode_steps, faster_whisper_peer
 from benchmarks.encdec.turns import median_rates
 from benchmarks.encdec.whisper_model import (
     ENGLISH,
@@ -37,6 +37,7 @@ from benchmarks.encdec.whisper_model import (
 )
 from gpu_worker.slot_loading import serve_slots
 from scheduler.plan import EncoderInput
+from scheduler.scheduler import Scheduler
 from scheduler.sequence import Sequence
 from shared.config import ModelConfig, WorkerConfig
 from shared.sampling import SamplingParams
@@ -56,15 +57,18 @@ class Settings:
     dtypes: tuple[str, ...]  # of our side
     compute_types: tuple[str, ...]  # of the peer, by its own names
     peer_python: Path | None
+    torch_compile: bool = False  # ours compiled, too
 
 
 class Ours:
     """The worker's runner behind its scheduler, under its rules of transcripts."""
 
-    def __init__(self, dtype: str, features: np.ndarray) -> None:
+    def __init__(self, dtype: str, features: np.ndarray, *, torch_compile: bool = False) -> None:
         num_windows = len(features)
         self._config = WorkerConfig(
-            model=ModelConfig("benchmark"), continuous_batching_batch_size=num_windows
+            model=ModelConfig("benchmark"),
+            continuous_batching_batch_size=num_windows,
+            torch_compile=torch_compile,
         )
         self._loaded = serve_slots(
             make_model().to(getattr(torch, dtype)),
@@ -80,6 +84,18 @@ class Ours:
     def __call__(self, num_windows: int) -> tuple[float, Answers]:
         """Seconds that so many windows took, which come at once, and what was said."""
         start = time.perf_counter()
+        scheduler, sequences = self._scheduled(num_windows)
+        while not scheduler.is_idle:
+            plan = scheduler.schedule()
+            scheduler.apply(plan, self._loaded.runner.execute(plan))
+        seconds = time.perf_counter() - start
+        return seconds, [sequence.token_ids[1 + NUM_HEADS :] for sequence in sequences]
+
+    def steps(self, num_windows: int) -> Iterator[float]:
+        """The decode steps of so many windows."""
+        return decode_steps.served(self._loaded, self._scheduled(num_windows)[0])
+
+    def _scheduled(self, num_windows: int) -> tuple[Scheduler, list[Sequence]]:
         scheduler = self._loaded.scheduler(self._config)
         sampling = SamplingParams(seed=0, temperature=0.0, transcript=RULES)
         sequences = [
@@ -95,11 +111,7 @@ class Ours:
         ]
         for sequence in sequences:
             scheduler.add(sequence)
-        while not scheduler.is_idle:
-            plan = scheduler.schedule()
-            scheduler.apply(plan, self._loaded.runner.execute(plan))
-        seconds = time.perf_counter() - start
-        return seconds, [sequence.token_ids[1 + NUM_HEADS :] for sequence in sequences]
+        return scheduler, sequences
 
 
 class Theirs:
@@ -140,6 +152,11 @@ def compare(settings: Settings) -> dict[str, Any]:
     """Prints a line a batch size and side; the same for programs."""
     features = make_features(max(settings.batch_sizes))
     sides: dict[str, Side] = {f"ours, {dtype}": Ours(dtype, features) for dtype in settings.dtypes}
+    if settings.torch_compile:
+        sides |= {
+            f"ours, {dtype}, compiled": Ours(dtype, features, torch_compile=True)
+            for dtype in settings.dtypes
+        }
     if settings.peer_python is None:
         print("faster-whisper is left out: name a Python that has it by --faster-whisper-python")
         return _measure(settings, sides)
@@ -149,6 +166,16 @@ def compare(settings: Settings) -> dict[str, Any]:
         for peer in peers.values():
             peer.close()
     return found
+
+
+def compare_steps(settings: Settings) -> dict[str, Any]:
+    """Our decode steps, compiled and not; prints a line a dtype and batch size."""
+    features = make_features(max(settings.batch_sizes))
+    found = {}
+    for dtype in settings.dtypes:
+        plain, compiled = Ours(dtype, features), Ours(dtype, features, torch_compile=True)
+        found[dtype] = decode_steps.compare(plain.steps, compiled.steps, settings.batch_sizes)
+    return {"decode_steps": found}
 
 
 def _peers(settings: Settings, features: np.ndarray, directory: Path) -> dict[str, Theirs]:

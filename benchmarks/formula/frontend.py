@@ -20,6 +20,7 @@ def run(config: FrontendConfig, mailbox: Mailbox) -> None:
 
     settings = load_settings(config.identity.run_directory)
     if settings.record:
+        assert config.num_frontends == 1, "each would write over the other's record"
         assert "build_app" in vars(server), "nothing would be measured"
         server.build_app = build_measured_app  # type: ignore[attr-defined]  # it does not export
     server.run(config, mailbox)

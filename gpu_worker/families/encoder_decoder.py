@@ -5,49 +5,23 @@ names of dimensions are those of `slot_cache.py`; N sampled tokens, V vocabulary
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 
 from gpu_worker.alignment import AttentionWatch, Span
+from gpu_worker.compiled import Report
+from gpu_worker.families.adapter import Adapter
+from gpu_worker.families.compiled_adapter import CompiledAdapter
 from gpu_worker.logprobs import Computed, Scorer, read
 from gpu_worker.pooling import mean, unit
 from gpu_worker.sampler import Sampler
 from gpu_worker.slot_cache import SlotCache
+from gpu_worker.step_times import FORWARD, PREPARE, SAMPLE, StepTimes
 from gpu_worker.transcription import Transcripts
 from gpu_worker.upload import upload, within
 from scheduler.plan import Admission, Chunk, Move, StepPlan, StepResult
 
 MAX_PADDING = 2.0  # of inputs that are encoded together: padded positions for each real one
-
-
-class Adapter(Protocol):
-    """What a family adds to stock code."""
-
-    vocab_size: int
-
-    def encode(self, admissions: Sequence[Admission]) -> torch.Tensor:
-        """The states of these inputs, [n, E, M]; those of shorter inputs end in padding."""
-
-    def project(self, states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each decoder layer's keys and values of the states, [n, H, E, D] each."""
-
-    def decode(
-        self,
-        token_ids: torch.Tensor,
-        encoder_lengths: torch.Tensor,
-        watch: AttentionWatch | None = None,
-    ) -> torch.Tensor:
-        """Tokens of each row, [B, T] int64, over the cache as it was prepared; [B, T, M].
-
-        The watch, if any, is one of `watch`'s.
-        """
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """[N, M] to [N, V]."""
-
-    def watch(self, spans: Sequence[Span]) -> AttentionWatch:
-        """For a pass whose tokens are aligned with a sound, a span a row."""
 
 
 class EncoderDecoder:
@@ -63,6 +37,7 @@ class EncoderDecoder:
         """With `transcripts` their rules hold, and every token is told with how likely it was."""
         device = cache.geometry.device
         self.cache = cache
+        self.times = StepTimes()  # the step loop's, too
         self._adapter = adapter
         self._device = device
         self._encoder_lengths = [0] * num_rows
@@ -72,13 +47,25 @@ class EncoderDecoder:
         self._scorer = Scorer(adapter.vocab_size, device)
 
     @torch.inference_mode()
+    def compile(self, mode: str, report: Report) -> None:
+        """From now on decodes by compiled graphs, if the model can be compiled.
+
+        The mode is one of torch.compile's; `report` is told of each graph.
+        """
+        compiled = CompiledAdapter(self._adapter, mode, self._device)
+        if compiled.warm_up(self._begin_idle, len(self._encoder_lengths), report):
+            self._adapter = compiled
+
+    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Moves, encodes, decodes and samples what the plan asks for."""
         for move in plan.moves:
             self._move(move)
+        self.times.mark(PREPARE)
         unread = [admission for admission in plan.admissions if _length(admission)]
         for group in groups(unread):
             self._encode(group)
+        self.times.mark(FORWARD)
         for admission in (*(move.admission for move in plan.moves), *plan.admissions):
             self._sampler.begin(admission)
             self._scorer.begin(admission)
@@ -87,6 +74,7 @@ class EncoderDecoder:
         self._sampler.observe(plan)
         if self._transcripts is not None:
             self._transcripts.observe(plan.chunks)
+        self.times.mark(PREPARE)
         return read([self._compute(plan.chunks)])  # the step's one synchronisation
 
     def _move(self, move: Move) -> None:
@@ -126,6 +114,7 @@ class EncoderDecoder:
         answered = [chunk for chunk in chunks if not chunk.pools and not chunk.num_aligned]
         sampling = [chunk for chunk in answered if chunk.samples]
         states = self._states(answered)
+        self.times.mark(FORWARD)
         if not sampling:
             nothing = torch.empty(0, dtype=torch.long, device=self._device)
             return Computed(nothing, (), (), (), vectors, alignments)
@@ -141,6 +130,7 @@ class EncoderDecoder:
         if self._transcripts is not None:
             asking = tuple(range(len(sampling)))
             scores = (self._transcripts.scores(raw, logits, sampled, host_rows),)
+        self.times.mark(SAMPLE)
         return Computed(sampled, asking, scores, (), vectors, alignments)
 
     def _align(self, chunks: list[Chunk]) -> tuple[torch.Tensor, ...]:
@@ -177,9 +167,15 @@ class EncoderDecoder:
         fields = (token_ids, positions, lengths, host_rows)
         packed = upload([number for field in fields for number in field], torch.long, self._device)
         fed, places, encoder_lengths, rows = packed.split([len(field) for field in fields])
-        self.cache.begin(places[:, None], _num_keys(chunks), self._num_encoder_keys(chunks))
-        states = self._adapter.decode(fed[:, None], encoder_lengths)[:, 0]
+        self._begin(chunks, places[:, None], encoder_lengths)
+        states = self._adapter.decode(fed[:, None], places[:, None])[:, 0]
         return states if host_rows == list(range(num_rows)) else states.index_select(0, rows)
+
+    def _begin_idle(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_decode`, for as many rows of nobody: the tokens and positions, [B, 1] each."""
+        positions = torch.full((num_rows, 1), self.cache.scratch, device=self._device)
+        self.cache.begin(positions, 1, 1)
+        return torch.zeros_like(positions), positions
 
     def _prefill(self, chunks: list[Chunk], watch: AttentionWatch | None = None) -> torch.Tensor:
         """The states [B, M] of the last tokens of prompts, which are padded on the right."""
@@ -196,18 +192,23 @@ class EncoderDecoder:
         fields = (token_ids, positions, rows, lengths, lasts)
         packed = upload([number for field in fields for number in field], torch.long, self._device)
         fed, places, row_ids, encoder_lengths, last_places = packed.split([len(f) for f in fields])
-        num_encoder_keys = self._num_encoder_keys(chunks)
         shape = (len(chunks), longest)
-        self.cache.begin(places.view(shape), _num_keys(chunks), num_encoder_keys, row_ids)
-        states = self._adapter.decode(fed.view(shape), encoder_lengths, watch)
+        self._begin(chunks, places.view(shape), encoder_lengths, row_ids)
+        states = self._adapter.decode(fed.view(shape), places.view(shape), watch)
         return states[torch.arange(len(chunks), device=self._device), last_places]
 
-    def _num_encoder_keys(self, chunks: list[Chunk]) -> int:
-        return max(self._encoder_lengths[chunk.row] for chunk in chunks)
-
-
-def _num_keys(chunks: list[Chunk]) -> int:
-    return max(chunk.start + len(chunk.token_ids) for chunk in chunks)
+    def _begin(
+        self,
+        chunks: list[Chunk],
+        positions: torch.Tensor,
+        encoder_lengths: torch.Tensor,
+        rows: torch.Tensor | None = None,
+    ) -> None:
+        """Prepares the cache; inputs of one length need no mask."""
+        num_keys = max(chunk.start + len(chunk.token_ids) for chunk in chunks)
+        lengths = {self._encoder_lengths[chunk.row] for chunk in chunks}
+        masked = encoder_lengths if len(lengths) > 1 else None
+        self.cache.begin(positions, num_keys, max(lengths), masked, rows)
 
 
 def groups(admissions: Sequence[Admission]) -> Iterator[list[Admission]]:

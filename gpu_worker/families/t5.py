@@ -2,11 +2,10 @@
 
 T5 adds to every attention score a learnt bias for the distance between query and key (Raffel et
 al., 2020). Stock code computes it for one position of the whole batch, in the first decoder layer
-(T5, mT5) or in each (UMT5); here it is computed for each row's own.
+(T5, mT5) or in each (UMT5); here the slots look it up for each row's own.
 """
 
 from collections.abc import Iterator, Sequence
-from types import MethodType
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from transformers import (
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from gpu_worker.alignment import AttentionWatch, Span
-from gpu_worker.slot_cache import SLOT_ATTENTION, SlotCache, SlotGeometry
+from gpu_worker.slot_attention import SLOT_ATTENTION
+from gpu_worker.slot_cache import SlotCache, SlotGeometry
 from gpu_worker.upload import upload, within
 from scheduler.plan import Admission
 
@@ -34,10 +34,12 @@ class T5:
         model.set_attn_implementation(SLOT_ATTENTION)
         # Stock code asks of the encoder's states only that there are some: they are projected.
         self._no_states = torch.zeros(1, 1, model.config.d_model, device=model.device)
-        for layer in stock.decoder.block:
-            attention = layer.layer[0].SelfAttention
-            if attention.has_relative_attention_bias:
-                attention.compute_bias = MethodType(_bias_of(cache), attention)
+        layers = [block.layer[0].SelfAttention for block in stock.decoder.block]
+        biased = [attention for attention in layers if attention.has_relative_attention_bias]
+        with torch.inference_mode():
+            cache.use_biases([_biases(attention, cache.scratch) for attention in biased])
+        for attention in biased:
+            attention.compute_bias = lambda *_, **__: cache.nothing
 
     def encode(self, admissions: Sequence[Admission]) -> torch.Tensor:
         """See `Adapter`."""
@@ -64,23 +66,19 @@ class T5:
             yield keys.transpose(1, 2), values.transpose(1, 2)
 
     def decode(
-        self,
-        token_ids: torch.Tensor,
-        encoder_lengths: torch.Tensor,
-        watch: AttentionWatch | None = None,
+        self, token_ids: torch.Tensor, _: torch.Tensor, watch: AttentionWatch | None = None
     ) -> torch.Tensor:
-        """See `Adapter`."""
+        """See `Adapter`; the slots know how far from each other positions are."""
         cache = self._cache
-        keys = torch.arange(cache.num_keys, device=self._device)
-        inputs = torch.arange(cache.num_encoder_keys, device=self._device)
         states: torch.Tensor = self._model.decoder(
             input_ids=token_ids,
-            attention_mask=(keys <= cache.positions[..., None])[:, None],
+            attention_mask=cache.nothing,
             encoder_hidden_states=self._no_states,
-            encoder_attention_mask=(inputs < encoder_lengths[:, None])[:, None, None],
+            encoder_attention_mask=cache.nothing,
             past_key_values=cache,
             use_cache=True,
-            watch=watch,  # for `slot_attention`, through all of stock code
+            slots=cache,  # for `slot_attention`, through all of stock code
+            watch=watch,
         ).last_hidden_state
         return states
 
@@ -129,14 +127,8 @@ def _buckets(attention: Any, distances: torch.Tensor) -> Any:
     )
 
 
-def _bias_of(cache: SlotCache) -> Any:
-    def compute_bias(attention: Any, query_length: int, key_length: int, **_: Any) -> torch.Tensor:
-        """[B, H, T, K]: of each row's tokens to every key."""
-        positions = cache.positions
-        assert query_length == positions.shape[1]
-        keys = torch.arange(key_length, device=positions.device)
-        buckets = _buckets(attention, keys - positions[..., None])
-        bias: torch.Tensor = attention.relative_attention_bias(buckets)  # [B, T, K, H]
-        return bias.permute(0, 3, 1, 2)
-
-    return compute_bias
+def _biases(attention: Any, farthest: int) -> torch.Tensor:
+    """[H, farthest + 1], of keys so many positions back."""
+    distances = torch.arange(farthest + 1, device=attention.relative_attention_bias.weight.device)
+    biases: torch.Tensor = attention.relative_attention_bias(_buckets(attention, -distances))
+    return biases.t().contiguous()

@@ -11,8 +11,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gpu_worker.alignment import AttentionWatch, Span, alignment_heads
-from gpu_worker.packed_linear import pack_linears
-from gpu_worker.slot_cache import SLOT_ATTENTION, SlotCache, SlotGeometry
+from gpu_worker.cpu_kernels.linear import NativeLinears
+from gpu_worker.linears.packed import pack_linears
+from gpu_worker.slot_attention import SLOT_ATTENTION
+from gpu_worker.slot_cache import SlotCache, SlotGeometry
 from scheduler.plan import Admission
 from shared.windows import FRAMES_PER_POSITION
 
@@ -64,22 +66,19 @@ class Whisper:
         return AttentionWatch(self._alignment_heads, width, spans)
 
     def decode(
-        self,
-        token_ids: torch.Tensor,
-        encoder_lengths: torch.Tensor,
-        watch: AttentionWatch | None = None,
+        self, token_ids: torch.Tensor, positions: torch.Tensor, watch: AttentionWatch | None = None
     ) -> torch.Tensor:
         """See `Adapter`. Padding is at a position beyond the last, which the table lacks."""
         cache = self._cache
-        keys = torch.arange(cache.num_keys, device=self._device)
         states: torch.Tensor = self._model.model.decoder(
             input_ids=token_ids,
-            attention_mask=(keys <= cache.positions[..., None])[:, None],
-            position_ids=cache.positions.clamp(max=cache.scratch - 1),
+            attention_mask=cache.nothing,
+            position_ids=positions.clamp(max=cache.scratch - 1),
             encoder_hidden_states=self._no_states,
             past_key_values=cache,
             use_cache=True,
-            watch=watch,  # for `slot_attention`, through all of stock code
+            slots=cache,  # for `slot_attention`, through all of stock code
+            watch=watch,
         ).last_hidden_state
         return states
 
@@ -89,11 +88,11 @@ class Whisper:
         return logits
 
 
-def pack(model: PreTrainedModel) -> None:
+def pack(model: PreTrainedModel, library: NativeLinears | None = None) -> None:
     """Packs linear layers for the CPU: the encoder's as usual, of the decoder's the largest."""
     stock: Any = model
-    pack_linears(stock.model.encoder)
-    pack_linears(model, SMALLEST_PACKED)
+    pack_linears(stock.model.encoder, library=library)
+    pack_linears(model, SMALLEST_PACKED, library)
 
 
 def num_positions(config: PreTrainedConfig) -> int:

@@ -30,8 +30,6 @@ VARIABLES_WITHOUT_EFFECT = (
 # Flags that change nothing unless the switch is on.
 _PARTS_OF_SWITCHES = {
     "torch_compile_mode": "torch_compile",
-    "torch_profiling_steps": "torch_profiling",
-    "torch_profiling_directory": "torch_profiling",
 }
 
 DEFAULT = "default"

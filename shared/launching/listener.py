@@ -2,9 +2,12 @@
 
 import errno
 import ipaddress
+import logging
 import socket
 
 from shared.errors import EXIT_CONFIGURATION, EXIT_PORT_IN_USE, FatalError
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 1024
 UNREAD_MILLISECONDS = 60_000  # how long the kernel keeps bytes that a client does not take
@@ -45,6 +48,15 @@ def is_open_to_others(listener: socket.socket) -> bool:
     """True when other machines may reach it: it is bound to more than this one's loopback."""
     host: str = listener.getsockname()[0]
     return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def warn_when_open(listener: socket.socket, *, has_keys: bool) -> None:
+    """Says in the log that everybody may call, where that is so."""
+    if is_open_to_others(listener) and not has_keys:
+        logger.warning(
+            "listening on %s without an API key: whoever reaches the port may call; "
+            "set --api-key, or --host 127.0.0.1", listener.getsockname()[0],
+        )  # fmt: skip
 
 
 def _family(host: str) -> socket.AddressFamily:

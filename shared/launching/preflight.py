@@ -12,15 +12,18 @@ from shared.errors import EXIT_CONFIGURATION, FatalError
 
 def check(config: ServerConfig) -> None:
     """Returns if the rooms may be started, or raises FatalError."""
-    _refuse_what_is_not_built(config)
+    _refuse_two_precisions(config)
     _check_model(config.worker.model)
     if config.tokenizer.chat_template:
         _check_template(config.tokenizer.chat_template)
 
 
-def _refuse_what_is_not_built(config: ServerConfig) -> None:
-    if config.worker.hqq:
-        raise _refusal("--hqq is not built in this version: start without it")
+def _refuse_two_precisions(config: ServerConfig) -> None:
+    if config.worker.hqq and config.worker.quantization:
+        raise _refusal(
+            f"--hqq and --quantization {config.worker.quantization} are two precisions of the "
+            "same weights: give one of them"
+        )
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -14,7 +14,7 @@ from shared.sockets import MAX_PATH_BYTES
 PROGRAM = "transformers-openai-api"
 MAX_EPOCH = 9999  # more lives than a room can have before the service gives up
 # What an earlier run may have left behind; nothing else in a directory is ours to delete.
-_OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)")
+_OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)|frontend\.sheet")
 
 
 def open_run_directory(asked: str, port: int, environ: Mapping[str, str]) -> str:
@@ -37,7 +37,7 @@ def _check_run_directory(path: Path) -> None:
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or path.is_symlink():
         reason = f"--run-directory {path} must be your own directory with mode 0700"
         raise FatalError(reason, EXIT_CONFIGURATION)
-    longest = path / f"detokenizer-0.{MAX_EPOCH}"
+    longest = path / f"detokenizer-99.{MAX_EPOCH}"
     if len(os.fsencode(longest)) > MAX_PATH_BYTES:
         reason = f"--run-directory {path} is too long for sockets; choose a shorter one"
         raise FatalError(reason, EXIT_CONFIGURATION)

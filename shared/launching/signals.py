@@ -3,18 +3,19 @@
 import signal
 import socket
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each asks the service to end
+PROFILING = signal.SIGUSR2  # begins to record the worker's steps, and ends it
 
 
 class SignalPipe:
-    """What has come of SIGINT, SIGTERM and SIGHUP, each of which asks the service to end."""
+    """What has come of the signals above."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
         for end in (self._reader, self._writer):
             end.setblocking(False)  # signal.set_wakeup_fd demands it
         signal.set_wakeup_fd(self._writer.fileno())
-        for number in HANDLED:
+        for number in (*ENDING, PROFILING):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) wants it
                 signal.signal(number, lambda *_: None)
 

@@ -2,14 +2,19 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.encdec import turns, whisper
+from benchmarks.encdec import decode_steps, turns, whisper
 from benchmarks.encdec.turns import median_rates
 from benchmarks.encdec.whisper import NUM_TOKENS, Answers, Settings, Theirs, compare
+from scheduler.plan import StepPlan, StepResult
+from tests.gpu_worker.encoder_decoders import make_t5, requests, served
 
 ENGINE = """
 class StorageView:
@@ -99,6 +104,43 @@ def test_without_a_peer_ours_is_measured_alone_and_that_is_said(
         "2": {"ours, float32": 120.0},
     }
     assert "faster-whisper is left out" in capsys.readouterr().out
+
+
+def test_compiled_ours_are_a_side_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whisper, "Ours", lambda *_, torch_compile=False: Said())
+    found = compare(replace(WITHOUT_PEER, torch_compile=True))
+    assert [*found["audio_seconds_per_second"]["1"]] == ["ours, float32", "ours, float32, compiled"]
+
+
+def test_steps_of_two_sides_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    order: list[str] = []
+
+    def side(name: str, seconds: float) -> Iterator[float]:
+        for _ in range(3):
+            order.append(name)
+            yield seconds
+
+    found = decode_steps.compare(lambda _: side("a", 0.002), lambda _: side("b", 0.001), (4,))
+    assert found == {"4": {"uncompiled_ms": 2.0, "compiled_ms": 1.0, "ratio": 0.5}}
+    assert order == ["a", "b"] * 6, "once to warm up"
+    assert "  4 rows" in capsys.readouterr().out
+
+
+def test_what_is_timed_are_the_steps_that_only_decode() -> None:
+    runner, scheduler = served(make_t5("t5"))
+    for sequence in requests(2, longest_start=4):
+        scheduler.add(sequence)
+    executed: list[StepPlan] = []
+
+    def execute(plan: StepPlan) -> StepResult:
+        executed.append(plan)
+        return runner.execute(plan)
+
+    loaded: Any = SimpleNamespace(runner=SimpleNamespace(execute=execute))
+    times = list(decode_steps.served(loaded, scheduler))
+    assert scheduler.is_idle
+    assert [bool(plan.admissions) for plan in executed] == [True] + [False] * len(times)
+    assert len(times) > 1
 
 
 def test_answers_of_another_length_end_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu
-from benchmarks.gpu import equality, kernel, whisper
+from benchmarks.gpu import equality, int4, kernel, whisper
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.record import Record, Row, Stage, Unavailable, Values, Wrong
 from gpu_worker.attention.backend import AttentionRules
 from gpu_worker.attention.torch_paged import TorchAttention
 from gpu_worker.families.whisper import Whisper
 from gpu_worker.kv_cache import KVGeometry
+from gpu_worker.linears.int4 import Int4
+from gpu_worker.linears.int4_cpu import TorchInt4Linear
 from scheduler.plan import Admission
 
 FACTS = {"commit": "a", "device": "b", "torch": "c", "transformers": "d"}
@@ -68,12 +71,10 @@ def test_without_a_gpu_every_row_says_why_it_is_skipped(
     assert bench_gpu.main(["--output", str(tmp_path)]) == 0
     record = recorded(tmp_path)
     assert {row["stage"] for row in record["rows"]} == {
-        "equality", "kernel", "decode", "eager", "compiled", "peers", "prefix", "whisper", "later",
+        "equality", "kernel", "decode", "eager", "overlap", "compiled", "int4", "peers", "prefix",
+        "whisper",
     }  # fmt: skip
-    reasons = {row["skipped"] for row in record["rows"] if row["stage"] != "later"}
-    assert reasons == {"no CUDA device"}
-    later = [row["skipped"] for row in record["rows"] if row["stage"] == "later"]
-    assert later == list(bench_gpu.NOT_BUILT_YET.values())
+    assert {row["skipped"] for row in record["rows"]} == {"no CUDA device"}
     assert {"commit", "device", "driver", "torch", "transformers"} <= record.keys()
 
 
@@ -86,6 +87,40 @@ def test_a_rehearsal_measures_decoding_with_every_number(tmp_path: Path) -> None
     for row in decodes:
         assert row["tokens_per_second"] > 0
         assert 0 < row["share_of_measured_bandwidth"] < 1
+
+
+def test_a_rehearsal_measures_overlap_at_every_batch_size(tmp_path: Path) -> None:
+    arguments = ["--rehearse", "--stages", "overlap", "--output", str(tmp_path)]
+    assert bench_gpu.main(arguments) == 0
+    equality_row, *rows = recorded(tmp_path)["rows"]
+    assert 0 < equality_row["equal_tokens"] <= equality_row["of"]
+    assert [row["row"] for row in rows] == ["batch 4", "batch 2", "batch 1"]
+    for row in rows:
+        assert row["ahead_ms"] / row["in_turn_ms"] == pytest.approx(row["ahead_over_in_turn"])
+        assert 0 <= row["turns_that_waited"] <= 1
+
+
+def test_a_rehearsal_measures_4_bit_weights_with_every_number(tmp_path: Path) -> None:
+    arguments = ["--rehearse", "--stages", "int4", "--output", str(tmp_path)]
+    assert bench_gpu.main(arguments) == 0
+    rows = {row["row"]: row for row in recorded(tmp_path)["rows"]}
+    layers, rest = list(rows)[: len(int4.NUM_ROWS)], list(rows)[len(int4.NUM_ROWS) :]
+    assert layers == [f"layer, {num_rows} rows" for num_rows in int4.NUM_ROWS]
+    assert rest == ["prefill", "batch 4", "batch 2", "batch 1"]
+    assert all(rows[name]["times_as_fast_as_dense"] > 0 for name in layers)
+    assert all(rows[name]["tokens_per_second"] > 0 for name in rest)
+
+
+def test_a_4_bit_layer_that_loses_its_zeros_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = TorchInt4Linear.compute
+
+    def shifted(self: TorchInt4Linear, x: torch.Tensor) -> torch.Tensor:
+        return compute(self, x) + x.sum(-1, keepdim=True)
+
+    monkeypatch.setattr(int4, "Int4", partial(Int4, is_native=False))
+    monkeypatch.setattr(TorchInt4Linear, "compute", shifted)
+    with pytest.raises(Wrong, match="relative error"):
+        int4.compare(REHEARSAL, 8)
 
 
 def test_a_rehearsal_measures_whisper_in_both_shapes_with_every_number(tmp_path: Path) -> None:

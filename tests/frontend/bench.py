@@ -11,6 +11,8 @@ from frontend.events import Event, Failed
 from frontend.generation import Generation
 from frontend.health import Health, Problem
 from frontend.metrics import Metrics
+from frontend.occupancy import Occupancy
+from frontend.sheet import Sheet
 from frontend.submission import Submission
 from shared.errors import ErrorCode, RequestError
 from shared.messages import CreditGranted, Message, Tokenize
@@ -41,10 +43,13 @@ class Bench:
         max_concurrent: int = 4,
         max_queue: int = 0,
         first_token_timeout: float = 300.0,
+        index: int = 0,
+        sheet: Sheet | None = None,
     ) -> None:
         self.now = 0.0
-        self.mailbox = PipeMailbox()
-        self.metrics = Metrics("m")
+        self.mailbox = PipeMailbox(index)
+        sheet = sheet or Sheet.private()
+        self.metrics = Metrics("m", sheet)
         limits = Limits(
             max_concurrent=max_concurrent,
             max_queue=max_queue,
@@ -54,7 +59,12 @@ class Bench:
         )
         health = Health(60.0)
         self.engine = EngineClient(
-            self.mailbox, self.metrics, health, limits, clock=lambda: self.now
+            self.mailbox,
+            self.metrics,
+            health,
+            limits,
+            Occupancy(sheet, index),
+            clock=lambda: self.now,
         )
         self.arrive(make_book())
         if credit:

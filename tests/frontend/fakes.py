@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from shared.config import Identity
 from shared.errors import ErrorCode
@@ -104,7 +105,7 @@ def make_text(
 
 
 def make_report(
-    step: int, running: int = 0, waiting: int = 0, used: int = 0, **totals: int
+    step: int, running: int = 0, waiting: int = 0, used: int = 0, **totals: Any
 ) -> WorkerReported:
     """A worker's report, of 10 blocks."""
     report = WorkerReported(
@@ -121,6 +122,7 @@ def make_report(
         num_prompt_tokens=0,
         num_generated_tokens=0,
         num_mixed_steps=2,
+        part_seconds={},
     )
     return dataclasses.replace(report, **totals)
 
@@ -128,8 +130,8 @@ def make_report(
 class PipeMailbox(Mailbox):
     """A mailbox on a pipe, for event loops: sent messages are recorded, others come by hand."""
 
-    def __init__(self) -> None:
-        self.identity = Identity("frontend", 0, 1, "")
+    def __init__(self, index: int = 0) -> None:
+        self.identity = Identity("frontend", index, 1, "")
         self.peers: dict[str, Peer] = {}
         self.is_warm = False
         self.stop: Stop | None = None

@@ -14,6 +14,8 @@ from frontend.events import Failed
 from frontend.generation import Generation
 from frontend.ledger import Ledger
 from frontend.life import Life
+from frontend.occupancy import Occupancy
+from frontend.sheet import Sheet
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, Stop
 from tests.frontend.bench import WANTED, Bench, failure, refusal, status
@@ -265,7 +267,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             request_timeout_seconds=600.0,
             first_token_timeout_seconds=300.0,
         )
-        self.admission = Admission(self.ledger, limits)
+        self.admission = Admission(self.ledger, limits, Occupancy(Sheet.private(), 0))
         self.now = 0.0
         self.line: list[tuple[str, int, float]] = []  # (request, answers, since)
         self.started: dict[str, int] = {}
@@ -290,7 +292,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def start(self) -> None:
         """Gives out places as the engine client does; the first of the line goes first."""
         self.admission.observe(self.now)
-        while (waiting := self.admission.take()) is not None:
+        while (waiting := self.admission.take(self.now)) is not None:
             (request_id,) = waiting.request_ids
             assert (request_id, waiting.wanted.num_choices, waiting.since) == self.line.pop(0)
             assert self.ledger.admit(request_id, WORKER, DETOKENIZER)

@@ -276,5 +276,5 @@ def test_load_falls_to_zero_at_rest(bench: Bench) -> None:
 def test_messages_for_other_rooms_are_ignored(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.arrive(StepsAcknowledged(1, 1))
+    bench.arrive(StepsAcknowledged(0, 1, 1))
     assert "StepsAcknowledged" in caplog.text

@@ -102,7 +102,7 @@ def test_the_worker_is_asked_what_a_dead_tokenizer_has_passed_on(bench: Bench) -
     bench.arrive(make_text(told.request_id, 0, "a"))
     bench.arrive(make_book({"tokenizer-0": 2}))
     questions = [m for m in bench.mailbox.sent_to("worker-0") if isinstance(m, ConfirmHeld)]
-    assert questions == [ConfirmHeld(0, (silent.request_id,))]
+    assert questions == [ConfirmHeld(0, 0, (silent.request_id,))]
     code = ErrorCode.ENGINE_DEAD
     bench.arrive(RequestFailed(silent.request_id, code, "never came", None))
     assert failure(silent) is code

@@ -1,5 +1,6 @@
 """What is measured of requests and shown of the worker, by the names that dashboards know."""
 
+import dataclasses
 import re
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from frontend.events import Aborted, Accepted, Failed, Finished, TextAdded, WindowStarted
 from frontend.meter import Meter
 from frontend.metrics import Metrics
+from frontend.sheet import Sheet
 from shared.errors import ErrorCode, RequestError
 from tests.frontend.fakes import make_report
 
@@ -30,7 +32,7 @@ def meter(metrics: Metrics) -> Meter:
 
 
 def test_the_tokens_of_all_answers_count_and_the_first_of_any_is_the_first() -> None:
-    metrics = Metrics("m")
+    metrics = Metrics("m", Sheet.private())
     request = meter(metrics)
     request.observe(Accepted(100), 11.0)
     request.observe(TextAdded(1, "", 0), 12.0)  # no token yet
@@ -51,7 +53,7 @@ def test_the_tokens_of_all_answers_count_and_the_first_of_any_is_the_first() -> 
 
 
 def test_the_seconds_of_a_sound_are_counted_with_its_end() -> None:
-    metrics = Metrics("m")
+    metrics = Metrics("m", Sheet.private())
     request = meter(metrics)
     request.observe(Accepted(0), 11.0)
     request.observe(WindowStarted(0, 0.0, 30.0, 1000, 0.02), 11.0)
@@ -63,7 +65,7 @@ def test_the_seconds_of_a_sound_are_counted_with_its_end() -> None:
 
 
 def test_the_time_between_tokens_is_that_within_an_answer() -> None:
-    metrics = Metrics("m")
+    metrics = Metrics("m", Sheet.private())
     request = meter(metrics)
     request.observe(Accepted(1), 11.0)
     for step in range(3):
@@ -86,7 +88,7 @@ def test_one_line_a_request_tells_all_its_tokens_and_its_end(
     caplog: pytest.LogCaptureFixture, outcome: Failed | Aborted | Finished, reason: str
 ) -> None:
     caplog.set_level("INFO")
-    metrics = Metrics("m")
+    metrics = Metrics("m", Sheet.private())
     request = meter(metrics)
     request.observe(Accepted(9), 10.5)
     request.observe(TextAdded(0, "a", 2, "length"), 11.0)
@@ -100,24 +102,35 @@ def test_one_line_a_request_tells_all_its_tokens_and_its_end(
 
 @pytest.mark.parametrize(("name", "field"), TOTALS.items())
 def test_the_workers_totals_are_counters(name: str, field: str) -> None:
-    metrics = Metrics("m")
+    metrics = Metrics("m", Sheet.private())
     assert value(metrics, name) == 0
     for total in (3, 3, 10):
-        metrics.worker.show(make_report(1, **{field: total}))
+        metrics.worker.show(make_report(1, **{field: total}), now=1.0)
         assert value(metrics, name) == total
     assert f"# TYPE {name} counter" in metrics.render().decode()
 
 
 @pytest.mark.parametrize(("name", "field"), TOTALS.items())
 def test_a_counter_goes_on_when_a_new_worker_begins_at_nothing(name: str, field: str) -> None:
-    metrics = Metrics("m")
+    metrics = Metrics("m", Sheet.private())
     for total in (10, 0, 4):
-        metrics.worker.show(make_report(1, **{field: total}))
+        metrics.worker.show(make_report(1, **{field: total}), now=1.0)
     assert value(metrics, name) == 14
 
 
 def test_every_total_is_shown_by_its_own_name() -> None:
-    metrics = Metrics("m")
+    metrics = Metrics("m", Sheet.private())
     totals = {field: number for number, field in enumerate(TOTALS.values(), start=1)}
-    metrics.worker.show(make_report(1, **totals))
+    metrics.worker.show(make_report(1, **totals), now=1.0)
     assert [value(metrics, name) for name in TOTALS] == [1, 2, 3]
+
+
+def test_the_parts_of_steps_are_counters_that_outlive_the_worker() -> None:
+    metrics = Metrics("m", Sheet.private())
+    name = "transformers_openai_api:worker_step_seconds_total"
+    for plan, forward in ((0.5, 2.0), (0.75, 4.0), (0.25, 1.0)):  # the last is another life's
+        parts = {"plan": plan, "forward": forward}
+        metrics.worker.show(dataclasses.replace(make_report(1), part_seconds=parts), now=1.0)
+    assert value(metrics, name, 'part="plan"') == 1.0
+    assert value(metrics, name, 'part="forward"') == 5.0
+    assert f"# TYPE {name} counter" in metrics.render().decode()

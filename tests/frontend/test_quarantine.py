@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from frontend.life import Life
 from frontend.quarantine import QUARANTINE_SECONDS, Quarantine, digests_of
 from frontend.submission import Embedding, Submission
 from shared.errors import BadRequest
@@ -22,6 +23,7 @@ def digest_of(prompt: Prompt, wanted: Submission) -> bytes:
 
 
 DIGEST = digest_of(PROMPT, WANTED)
+FIRST, SECOND = Life("worker-0", 1), Life("worker-0", 2)
 
 
 @pytest.mark.parametrize(
@@ -53,15 +55,15 @@ def test_a_request_for_vectors_has_one_digest_of_its_own() -> None:
 
 def test_one_death_with_the_request_twice_counts_once() -> None:
     quarantine = Quarantine()
-    quarantine.note_death([DIGEST, DIGEST], now=0.0)
+    quarantine.note_death(FIRST, [DIGEST, DIGEST], now=0.0)
     quarantine.check([DIGEST], now=1.0)
-    quarantine.note_death([DIGEST], now=2.0)
+    quarantine.note_death(SECOND, [DIGEST], now=2.0)
     with pytest.raises(BadRequest):
         quarantine.check([b"another", DIGEST], now=3.0)
 
 
 def test_two_deaths_that_are_far_apart_are_no_pattern() -> None:
     quarantine = Quarantine()
-    quarantine.note_death([DIGEST], now=0.0)
-    quarantine.note_death([DIGEST], now=QUARANTINE_SECONDS)
+    quarantine.note_death(FIRST, [DIGEST], now=0.0)
+    quarantine.note_death(SECOND, [DIGEST], now=QUARANTINE_SECONDS)
     quarantine.check([DIGEST], now=QUARANTINE_SECONDS)

@@ -7,6 +7,7 @@ import pytest
 
 from frontend.forms import MAX_FIELD_BYTES, MAX_PARTS, Form, parse_form
 from frontend.schemas import SoundRequest
+from frontend.sheet import Sheet
 from frontend.sound_budget import (
     MAX_HELD_BYTES,
     MAX_SOUND_BYTES,
@@ -215,7 +216,7 @@ def test_a_charset_that_cannot_be_read_is_refused() -> None:
 
 
 def test_no_more_sound_is_held_than_the_budget() -> None:
-    budget = SoundBudget()
+    budget = SoundBudget(Sheet.private())
     assert upload_bytes("1000") == 1000
     assert upload_bytes(None) == upload_bytes("x") == upload_bytes("9" * 30) == MAX_SOUND_BYTES
     with contextlib.ExitStack() as stack:

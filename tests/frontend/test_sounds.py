@@ -168,7 +168,7 @@ def test_of_a_sound_that_is_read_the_silent_windows_are_asked_for(
     bench.arrive(read(name, 0), text(name, 0, 0), read(name, 1), read(name, 2), SoundRead(name))
     bench.arrive(make_book({"tokenizer-0": 2}))
     asked = [m for m in bench.mailbox.sent_to("worker-0") if isinstance(m, ConfirmHeld)]
-    assert asked == [ConfirmHeld(0, (window_name(name, 1), window_name(name, 2)))]
+    assert asked == [ConfirmHeld(0, 0, (window_name(name, 1), window_name(name, 2)))]
     assert not bench.engine.is_empty
 
 

@@ -191,7 +191,7 @@ ASKED = [
 
 # Where the time of day is a part of what is said, and nothing waits for it.
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"}
-SAYS_THE_TIME = {"frontend/delivery.py", "frontend/server.py"}
+SAYS_THE_TIME = {"frontend/delivery.py", "launcher.py"}
 
 
 @cache

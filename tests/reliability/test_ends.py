@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from benchmarks.raw_http import post
-from shared.launching.signals import HANDLED
+from shared.launching.signals import ENDING
 from tests.e2e.server import GONE_SECONDS, LAUNCHER, RunningServer, is_alive
 from tests.reliability.client import CHAT, Outcome
 from tests.reliability.conftest import Measured
@@ -76,7 +76,7 @@ def drain(number: signal.Signals) -> tuple[float, float, int]:
 @pytest.mark.slow
 @pytest.mark.reliability
 def test_a_signal_lets_every_stream_end(measured: Measured) -> None:
-    signals = [number for number in HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
+    signals = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     cycles = [drain(signals[number % len(signals)]) for number in range(scaled(30))]
     measured("P8", "drains under load; streams cut 0, exit status 0", "30", len(cycles))
     measured("P8", "longest to not ready, s (polled)", "0.1", max(cycle[0] for cycle in cycles))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from frontend.health import Health
-from gpu_worker.worker import DETOKENIZER, Worker
+from gpu_worker.worker import Worker
 from scheduler.plan import StepPlan, StepResult
 from shared import mailbox as mailbox_module
 from shared.config import Identity, ServerConfig
@@ -30,6 +30,7 @@ PREFILL_SECONDS = 60.0
 TICK_SECONDS = 0.25
 SIZES: dict[str, Any] = {"num_blocks": 64, "block_size": 4, "max_sequences": 4}
 STALL_SECONDS = ServerConfig().launcher.stall_timeout
+DETOKENIZER = "detokenizer-0"
 PEERS = ("frontend-0", "tokenizer-0", DETOKENIZER, "worker-0")
 
 
@@ -79,7 +80,7 @@ class BeatingMailbox(FakeMailbox):
         if room in (LAUNCHER, "frontend-0"):
             self._watch.hear(message)
         if isinstance(message, TokensSampled):
-            self.deliver(StepsAcknowledged(message.epoch, message.step))
+            self.deliver(StepsAcknowledged(0, message.epoch, message.step))
         return super().send(room, message)
 
 

@@ -59,12 +59,12 @@ STALE_MESSAGES = {
         PromptAccepted(NOBODY, 3, None),
         RequestFailed(NOBODY, ErrorCode.INTERNAL, "stale", None),
         TextProduced(0, STALE, (NOBODY,), (0,), (0,), ("stale",), (1,), (), (), ()),
-        WorkerReported(0, STALE, *[7] * 11),
+        WorkerReported(0, STALE, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, {}),
         EMPTY_STEP,  # of the protocol, but for another room
     ),
     "tokenizer": (Abort(NOBODY), EMPTY_STEP),
     "detokenizer": (EMPTY_STEP, Abort(NOBODY)),
-    "worker": (Abort(NOBODY), StepsAcknowledged(STALE, 10**9), StepsAcknowledged(STALE, -1)),
+    "worker": (Abort(NOBODY), StepsAcknowledged(0, STALE, 10**9), StepsAcknowledged(0, STALE, -1)),
 }
 
 

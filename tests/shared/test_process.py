@@ -147,8 +147,8 @@ def test_a_room_dies_with_its_launcher(run_directory: str, launcher: Mailbox) ->
 def test_only_the_launchers_stop_ends_a_room(run_directory: str, launcher: Mailbox) -> None:
     room = start("-c", ROOM.format(body=SERVES), str(child_file(run_directory)))
     connect(launcher)
-    room.send_signal(signal.SIGTERM)
-    room.send_signal(signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        room.send_signal(number)
     assert room.poll() is None
     launcher.send("worker-0", Stop(ErrorCode.SHUTTING_DOWN, "bye"))
     assert finish(room) == (0, "")

@@ -182,7 +182,7 @@ def test_every_message_survives_the_round_trip(cls: type, data: st.DataObject) -
             (),
             (TextEnded("r", 1, "stop", 5, 0), TextEnded("r", 1, "stop", "5", 0)),
         ),
-        WorkerReported(*range(13)),
+        WorkerReported(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, {"plan": 0.5}),
     ],
 )
 def test_awkward_values_survive_the_round_trip(message: Message) -> None:

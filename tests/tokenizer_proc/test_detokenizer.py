@@ -124,7 +124,7 @@ def test_one_step_is_one_message_to_each_frontend() -> None:
 def test_every_step_is_acknowledged_with_the_workers_epoch() -> None:
     bench = Bench()
     bench.step({"a": "x"}, starts=(start("a"),))
-    assert ("worker-0", StepsAcknowledged(3, 1)) in bench.mailbox.sent
+    assert ("worker-0", StepsAcknowledged(0, 3, 1)) in bench.mailbox.sent
 
 
 def test_an_end_token_counts_and_is_not_shown() -> None:
