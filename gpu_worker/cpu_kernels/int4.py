@@ -1,4 +1,4 @@
-"""Linear layers of 4-bit numbers as Python sees them; mirrors `int4_linear.cpp`, field by field."""
+"""Linear layers of 4-bit numbers by native code (`int4_linear.cpp`)."""
 
 import ctypes
 from collections.abc import Sequence
@@ -9,35 +9,15 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from gpu_worker.cpu_kernels.attention import TYPES
 from gpu_worker.cpu_kernels.build import INT4_LINEAR
 from gpu_worker.cpu_kernels.loading import load_library
+from gpu_worker.cpu_kernels.products import ADDRESS, INTEGER, Product
 
 GROUP = 64  # inputs that share a scale and a zero
 _OUTPUTS = 32  # of a block
 _QUADS = GROUP // 4
 _NUMBER_BYTES = _QUADS * 64  # of a block's group; scales and zeros come after
 _WITHOUT = "int4 linear layers: torch's own, slower from batch 8 on, because"
-_address, _integer = ctypes.c_void_p, ctypes.c_int64
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("blocks", _address),
-        ("bias", _address),
-        ("out_features", _integer),
-        ("output", _address),
-    )
-
-
-class _Input(ctypes.Structure):
-    _fields_ = (
-        ("rows", _address),
-        ("type", _integer),
-        ("num_rows", _integer),
-        ("in_features", _integer),
-        ("num_threads", _integer),
-    )
 
 
 class Int4Blocks:
@@ -55,48 +35,27 @@ class Int4Blocks:
 
     def fill(self, layer: Any) -> None:
         """Tells the kernel's structure where all of this lies; for as long as this lives."""
-        layer.blocks = self.blocks.data_ptr()
+        layer.weight = self.blocks.data_ptr()
         layer.bias = self._bias.data_ptr()
         layer.out_features = self.out_features
 
 
-class Int4Product:
-    """What weights make of the same input, in one call."""
+class Int4Product(Product):
+    """See `Product`."""
 
     def __init__(self, library: ctypes.CDLL, weights: Sequence[Int4Blocks]) -> None:
-        """The weights have inputs of one size."""
-        self._multiply = library.int4_linear
-        self._multiply.argtypes = (_address, _integer, _address)
-        self._multiply.restype = None
-        self._weights = tuple(weights)
-        self._layers = (_Layer * len(weights))()
-        for weight, layer in zip(weights, self._layers, strict=True):
-            weight.fill(layer)
-        self._input = _Input(in_features=weights[0].in_features)
-        # Kept, because every call takes microseconds, and a step makes hundreds of them.
-        self._sizes = tuple(weight.out_features for weight in weights)
-        self._addresses = ctypes.addressof(self._layers), ctypes.addressof(self._input)
-
-    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """[…, in], of a dtype of `TYPES`, to [..., out] of each weight."""
-        x = x.contiguous()
-        leading = x.shape[:-1]
-        outputs = [x.new_empty((*leading, size)) for size in self._sizes]
-        for number, output in enumerate(outputs):
-            self._layers[number].output = output.data_ptr()
-        call = self._input
-        call.rows, call.type = x.data_ptr(), TYPES[x.dtype]
-        call.num_rows = x.numel() // call.in_features
-        call.num_threads = torch.get_num_threads()
-        layers, given = self._addresses
-        self._multiply(layers, len(outputs), given)
-        return outputs
+        """See `Product`; the library is `load_int4`'s."""
+        super().__init__(library.int4_linear, weights)
 
 
 @cache
 def load_int4(cache_directory: Path | None = None) -> ctypes.CDLL | None:
     """The library, or None where it cannot be; either way one log line says so."""
-    return load_library(INT4_LINEAR, cache_directory, "int4 linear layers", _WITHOUT)
+    library = load_library(INT4_LINEAR, cache_directory, "int4 linear layers", _WITHOUT)
+    if library is not None:
+        library.int4_linear.argtypes = (ADDRESS, INTEGER, ADDRESS)
+        library.int4_linear.restype = None
+    return library
 
 
 def pack_blocks(

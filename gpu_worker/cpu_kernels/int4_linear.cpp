@@ -11,21 +11,8 @@
 #include <vector>
 
 #include "amx.h"
+#include "layers.h"
 #include "rows.h"
-
-// The two structures below are mirrored, field by field, in int4.py.
-
-struct Layer {  // several may read the same input
-  const uint8_t* blocks;
-  const float* bias;  // [out], rounded up to 32
-  int64_t out_features;
-  void* output;  // [rows, out], contiguous
-};
-
-struct Input {
-  const void* rows;  // [rows, in], contiguous
-  int64_t type, num_rows, in_features, num_threads;
-};
 
 namespace {
 
@@ -177,7 +164,7 @@ void multiply_block(const Block& block, const Quantized& input, int64_t first, i
   const int64_t most = in_tiles ? 2 * kTileRows : kMaxRows;
   const int64_t num_tiles = (end - first + most - 1) / most;
   const uint8_t* const groups =
-      block.layer->blocks + block.first / kOutputs * input.num_groups * kGroupBytes;
+      block.layer->weight + block.first / kOutputs * input.num_groups * kGroupBytes;
   for (int64_t tile = 0; tile < num_tiles; tile++) {
     const int64_t row = first + (end - first) * tile / num_tiles;
     const int64_t count = first + (end - first) * (tile + 1) / num_tiles - row;

@@ -16,23 +16,10 @@
 #include <vector>
 
 #include "amx.h"
+#include "layers.h"
 #include "rows.h"
 
-// The three structures below are mirrored, field by field, in linear.py.
-
-struct Layer {  // several may read the same input
-  const uint8_t* weight;  // strips; 8-bit ones are unsigned, each integer plus 128
-  const float* scales;    // [out], rounded up to 32; of 8-bit weights
-  const float* bias;      // likewise, or null
-  int64_t out_features;
-  void* output;  // [rows, out], contiguous; null: only the best of each row is wanted
-};
-
-struct Input {
-  const void* rows;  // [rows, in], contiguous
-  int64_t type, num_rows, in_features, num_threads;
-};
-
+// Mirrored, field by field, in linear.py.
 struct Best {  // of each row, the largest output and the first place of it; NaN if there is a NaN
   float* values;
   int64_t* places;
@@ -387,9 +374,9 @@ void run(const Layer* layers, int64_t num_layers, const Input& input, const Best
 // Whether bfloat16 weights can be multiplied here.
 extern "C" int64_t has_matrix_unit() { return has_tiles(); }
 
-// Computes what the layers make of the same input; of one layer with `best`, only that.
-extern "C" void linear(int64_t kind, const Layer* layers, int64_t num_layers, const Input* input,
-                       const Best* best) {
+namespace {
+void run_kind(int64_t kind, const Layer* layers, int64_t num_layers, const Input* input,
+              const Best* best) {
   if (kind == kBFloat16Weights) return run<BFloat16s, BFloat16>(layers, num_layers, *input, best);
   if (kind == kFloatWeights) return run<Floats<float>, float>(layers, num_layers, *input, best);
   switch (input->type) {
@@ -397,4 +384,17 @@ extern "C" void linear(int64_t kind, const Layer* layers, int64_t num_layers, co
     case kBFloat16: return run<Bytes<BFloat16>, BFloat16>(layers, num_layers, *input, best);
     default: return run<Bytes<Float16>, Float16>(layers, num_layers, *input, best);
   }
+}
+
+}  // namespace
+
+// Computes what the layers make of the same input.
+extern "C" void linear(int64_t kind, const Layer* layers, int64_t num_layers, const Input* input) {
+  run_kind(kind, layers, num_layers, input, nullptr);
+}
+
+// Computes the best output of each row of one layer, and no others.
+extern "C" void best_of_linear(int64_t kind, const Layer* layer, const Input* input,
+                               const Best* best) {
+  run_kind(kind, layer, 1, input, best);
 }

@@ -1,24 +1,23 @@
-"""Linear layers by native code as Python sees them; mirrors `linear.cpp`, field by field."""
+"""Linear layers of float32, bfloat16 and 8-bit weights by native code (`linear.cpp`)."""
 
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpu_worker.cpu_kernels.attention import TYPES
 from gpu_worker.cpu_kernels.build import LINEAR
 from gpu_worker.cpu_kernels.loading import load_library
+from gpu_worker.cpu_kernels.products import ADDRESS, INTEGER, Product
 
 _COLUMNS = 32  # outputs of a strip
 _WORD = 4  # bytes
 _TILE_BYTES = 64  # of a row, which the matrix unit reads at once
 _OFFSET = 128  # what stored bytes are larger by than the weights
 _WITHOUT = "CPU linear layers: other ones, slower, because"
-_address, _integer = ctypes.c_void_p, ctypes.c_int64
 
 
 @dataclass(frozen=True)
@@ -36,38 +35,19 @@ _KINDS = {
 }
 
 
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("weight", _address),
-        ("scales", _address),
-        ("bias", _address),
-        ("out_features", _integer),
-        ("output", _address),
-    )
-
-
-class _Input(ctypes.Structure):
-    _fields_ = (
-        ("rows", _address),
-        ("type", _integer),
-        ("num_rows", _integer),
-        ("in_features", _integer),
-        ("num_threads", _integer),
-    )
-
-
 class _Best(ctypes.Structure):
-    _fields_ = (("values", _address), ("places", _address))
+    _fields_ = (("values", ADDRESS), ("places", ADDRESS))
 
 
 class NativeLinears:
     """The loaded library."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.multiply = library.linear
-        self.multiply.argtypes = (_integer, _address, _integer, _address, _address)
-        self.multiply.restype = None
-        library.has_matrix_unit.restype = _integer
+        self.multiply, self.find_best = library.linear, library.best_of_linear
+        self.multiply.argtypes = (INTEGER, ADDRESS, INTEGER, ADDRESS)
+        self.find_best.argtypes = (INTEGER, ADDRESS, ADDRESS, ADDRESS)
+        self.multiply.restype = self.find_best.restype = None
+        library.has_matrix_unit.restype = INTEGER
         self.has_matrix_unit = bool(library.has_matrix_unit())
 
     def has(self, dtype: torch.dtype) -> bool:
@@ -112,50 +92,27 @@ class NativeWeight:
         layer.out_features = self.out_features
 
 
-class NativeProduct:
-    """What weights of one kind make of the same input, in one call."""
+class NativeProduct(Product):
+    """The same, and of one weight the best outputs alone."""
 
     def __init__(self, library: NativeLinears, weights: Sequence[NativeWeight]) -> None:
-        """The weights have inputs of one size."""
-        self._multiply = library.multiply
-        self._weights = tuple(weights)
-        self._kind = _KINDS[weights[0].dtype].number
-        self._layers = (_Layer * len(weights))()
-        for weight, layer in zip(weights, self._layers, strict=True):
-            weight.fill(layer)
-        self._input = _Input(in_features=weights[0].in_features)
-        # Kept, because every call takes microseconds, and a step makes hundreds of them.
-        self._sizes = tuple(weight.out_features for weight in weights)
-        self._addresses = ctypes.addressof(self._layers), ctypes.addressof(self._input)
-
-    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """[…, in] to [..., out] of each weight; int8 weights take any dtype of `TYPES`."""
-        leading = x.shape[:-1]
-        outputs = [x.new_empty((*leading, size)) for size in self._sizes]
-        for number, output in enumerate(outputs):
-            self._layers[number].output = output.data_ptr()
-        self._run(x, None)
-        return outputs
+        """See `Product`."""
+        kind = _KINDS[weights[0].dtype].number
+        super().__init__(partial(library.multiply, kind), weights)
+        self._find_best = partial(library.find_best, kind)
 
     def best(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest output of each row [N, in] of the only weight, and its first place: [N] each.
 
         It is the largest of what a call would give; NaN for a row that holds one.
         """
+        x = x.contiguous()
         values = torch.empty(len(x), dtype=torch.float32)
         places = torch.empty(len(x), dtype=torch.int64)
         best = _Best(values.data_ptr(), places.data_ptr())
-        self._run(x, ctypes.addressof(best))
+        layers, given = self._given(x)
+        self._find_best(layers, given, ctypes.addressof(best))
         return values, places
-
-    def _run(self, x: torch.Tensor, best: int | None) -> None:
-        x = x.contiguous()
-        call = self._input
-        call.rows, call.type = x.data_ptr(), TYPES[x.dtype]
-        call.num_rows = x.numel() // call.in_features
-        call.num_threads = torch.get_num_threads()
-        layers, given = self._addresses
-        self._multiply(self._kind, layers, len(self._sizes), given, best)
 
 
 @cache

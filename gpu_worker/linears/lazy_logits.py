@@ -7,7 +7,8 @@ the memory of all: [N, V] numbers are more than caches hold.
 from typing import Any, Protocol
 
 import torch
-from torch.utils import _pytree as pytree
+
+from gpu_worker.linears.deferred import Deferred
 
 
 class Head(Protocol):
@@ -22,7 +23,7 @@ class Head(Protocol):
         """The largest of each row, [N, in] to [N], and its first place; NaN if there is one."""
 
 
-class LazyLogits(torch.Tensor):
+class LazyLogits(Deferred):
     """Logits that take no memory until somebody computes with them."""
 
     _head: Head
@@ -37,18 +38,6 @@ class LazyLogits(torch.Tensor):
         logits: LazyLogits = make(cls, shape, dtype=states.dtype, device=states.device)
         logits._head, logits._states, logits._plain = head, states, None
         return logits
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch declares its own as a C function
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Every computation sees the plain logits."""
-
-        def plain(value: Any) -> Any:
-            return value.plain() if isinstance(value, LazyLogits) else value
-
-        args, kwargs = pytree.tree_map(plain, (args, kwargs or {}))
-        return func(*args, **kwargs)
 
     def plain(self) -> torch.Tensor:
         """All of them, computed once."""

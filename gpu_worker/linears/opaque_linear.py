@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from gpu_worker.linears.deferred import Deferred
 from gpu_worker.opaque import number_of, numbered, operator
 
 _CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ class OpaqueLinear(nn.Module):
         return UnpackedOnUse(self.unpack, shape, self._dtype, self._device)
 
 
-class UnpackedOnUse(torch.Tensor):
+class UnpackedOnUse(Deferred):
     """What looks like a plain weight."""
 
     _unpack: Callable[[], torch.Tensor]
@@ -98,17 +98,9 @@ class UnpackedOnUse(torch.Tensor):
         tensor._unpack = unpack
         return tensor
 
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch declares its own as a C function
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Every computation sees the plain weight."""
-
-        def unpacked(value: Any) -> Any:
-            return value._unpack() if isinstance(value, UnpackedOnUse) else value
-
-        args, kwargs = pytree.tree_map(unpacked, (args, kwargs or {}))
-        return func(*args, **kwargs)
+    def plain(self) -> torch.Tensor:
+        """See `Deferred`."""
+        return self._unpack()
 
 
 def _output(x: torch.Tensor, _: int, out_features: int) -> torch.Tensor:
