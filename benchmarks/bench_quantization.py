@@ -154,7 +154,7 @@ def in_precision(model: Any, precision: str) -> Any:
     """A copy of a float32 model as the worker would serve it."""
     served = copy.deepcopy(model).eval()
     if precision == "bfloat16":
-        return served.to(torch.bfloat16)
+        served = served.to(torch.bfloat16)
     settle_linears(served, settings_of(precision))
     return served
 
@@ -163,7 +163,7 @@ def settings_of(precision: str) -> WorkerConfig:
     """The flags that give these weights."""
     if precision == "int4":
         return WorkerConfig(hqq=True)
-    return WorkerConfig(quantization="" if precision == "float32" else precision)
+    return WorkerConfig(quantization="int8" if precision == "int8" else "")
 
 
 @torch.inference_mode()

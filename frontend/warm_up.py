@@ -1,12 +1,15 @@
 """Which rooms are yet to be asked for a first token, and what came of those that were. Pure."""
 
 import functools
+import logging
 import uuid
 from collections.abc import Callable, Collection
 
 from frontend.events import Event, Failed, Finished
 from frontend.life import Life
 from shared.errors import ErrorCode, FatalError, RequestError
+
+logger = logging.getLogger(__name__)
 
 
 class WarmUp:
@@ -19,6 +22,7 @@ class WarmUp:
         self._tell = tell
         self._worker: Life | None = None
         self._asked: set[Life] = set()  # detokenizers, for a token from this worker
+        self._is_warm = False  # when the last tokens were asked for
         self._error: RequestError | None = None
 
     def due(
@@ -30,7 +34,7 @@ class WarmUp:
         this frontend, none that is alone.
         """
         is_known = worker == self._worker
-        self._worker = worker
+        self._worker, self._is_warm = worker, is_warm
         if is_warm and (not is_known or len(detokenizers) == 1):
             self._asked = set(detokenizers)
         elif not is_known:
@@ -40,7 +44,7 @@ class WarmUp:
         return [(f"warm-up-{uuid.uuid4().hex}", detokenizer) for detokenizer in new]
 
     def check(self) -> None:
-        """Raises FatalError if the model has failed at its first token."""
+        """Raises FatalError if the model has failed at its first token of all."""
         if self._error is not None:
             raise FatalError(f"the model could not say its first token: {self._error.message}")
 
@@ -54,6 +58,10 @@ class WarmUp:
                 self._tell({life.room: life.epoch for life in (worker, detokenizer)})
             case Failed(error) if error.code in (ErrorCode.ENGINE_DEAD, ErrorCode.SHUTTING_DOWN):
                 self._asked.discard(detokenizer)  # the next lives get their own
+            case Failed(error) if self._is_warm:  # others have had answers from this model
+                logger.warning(
+                    "%s has not had its first token: %s", detokenizer.room, error.message
+                )
             case Failed(error):
                 self._error = error
             case _:

@@ -11,7 +11,9 @@ _COLUMNS = torch.arange(_BLOCK)
 def best_tokens(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest of each row of [N, V] and its first index; NaN, if a row holds one."""
     if isinstance(logits, LazyLogits):
-        return logits.best()
+        if logits.is_untouched:
+            return logits.best()
+        logits = logits.plain()
     vocab_size = logits.shape[1]
     if logits.device.type != "cpu" or vocab_size < 2 * _BLOCK:
         values, indices = logits.max(-1)

@@ -79,8 +79,8 @@ class Lines:
 
     @property
     def _num_unacknowledged(self) -> int:
-        """Steps that the slowest detokenizer is behind."""
-        lines = self._lines.values()
+        """Steps that the slowest detokenizer is behind; what is sent to the dead is nobody's."""
+        lines = [line for line in self._lines.values() if line.epoch is not None]
         return max((line.num_sent - line.num_acknowledged for line in lines), default=0)
 
     def acknowledge(self, message: StepsAcknowledged) -> None:

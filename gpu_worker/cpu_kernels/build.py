@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 HEADERS = tuple(sorted(FOLDER.glob("*.h")))
 COMPILERS = ("g++", "c++")
-COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp")
+# Without contraction, so that a sum is rounded alike wherever the compiler has unrolled it.
+COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off")
 COMPILE_SECONDS = 300.0
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c")
 
@@ -73,13 +74,13 @@ def build(library: Library, cache_directory: Path) -> Path:
     try:
         cache_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = cache_directory / f"{library.name}-{_key(library, compiler)}.so"
-        _refuse_foreign(cache_directory)
+        refuse_foreign(cache_directory)
         if not path.exists():
             logger.info("compiling the CPU kernels, once for this machine, into %s", path)
             with tempfile.TemporaryDirectory(dir=cache_directory) as folder:
                 _compile(library, compiler, Path(folder) / path.name)
                 (Path(folder) / path.name).replace(path)
-        _refuse_foreign(path)
+        refuse_foreign(path)
     except OSError as error:
         raise BuildError(f"the cache folder {cache_directory} cannot be used: {error}") from error
     return path
@@ -135,7 +136,8 @@ def _complaint(output: str) -> str:
     return next((line for line in lines if "error" in line), lines[-1]).strip()
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path) -> None:
+    """Raises BuildError for what others own or may write: it could hold anything."""
     status = path.stat()
     if status.st_uid != os.getuid():
         raise BuildError(f"{path} belongs to another user")

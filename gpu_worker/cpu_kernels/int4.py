@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from gpu_worker.cpu_kernels.attention import TYPES
 from gpu_worker.cpu_kernels.build import INT4_LINEAR
 from gpu_worker.cpu_kernels.loading import load_library
 from gpu_worker.cpu_kernels.products import ADDRESS, INTEGER, Product
@@ -45,7 +46,7 @@ class Int4Product(Product):
 
     def __init__(self, library: ctypes.CDLL, weights: Sequence[Int4Blocks]) -> None:
         """See `Product`; the library is `load_int4`'s."""
-        super().__init__(library.int4_linear, weights)
+        super().__init__(library.int4_linear, weights, TYPES)
 
 
 @cache

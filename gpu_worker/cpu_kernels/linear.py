@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gpu_worker.cpu_kernels.attention import TYPES
 from gpu_worker.cpu_kernels.build import LINEAR
 from gpu_worker.cpu_kernels.loading import load_library
 from gpu_worker.cpu_kernels.products import ADDRESS, INTEGER, Product
@@ -97,8 +98,10 @@ class NativeProduct(Product):
 
     def __init__(self, library: NativeLinears, weights: Sequence[NativeWeight]) -> None:
         """See `Product`."""
-        kind = _KINDS[weights[0].dtype].number
-        super().__init__(partial(library.multiply, kind), weights)
+        dtype = weights[0].dtype
+        kind = _KINDS[dtype].number
+        dtypes = TYPES if dtype == torch.int8 else (dtype,)
+        super().__init__(partial(library.multiply, kind), weights, dtypes)
         self._find_best = partial(library.find_best, kind)
 
     def best(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ The structures are those of `linear.cpp` and `int4_linear.cpp`, field by field.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -50,9 +50,12 @@ class Weight(Protocol):
 class Product:
     """What weights make of the same input, in one call."""
 
-    def __init__(self, multiply: Multiply, weights: Sequence[Weight]) -> None:
-        """The weights are of one kind and have inputs of one size."""
+    def __init__(
+        self, multiply: Multiply, weights: Sequence[Weight], dtypes: Collection[torch.dtype]
+    ) -> None:
+        """The weights are of one kind, which takes these dtypes, and have inputs of one size."""
         self._multiply = multiply
+        self._dtypes = frozenset(dtypes)
         self._weights = tuple(weights)
         self._layers = (_Layer * len(weights))()
         for weight, layer in zip(weights, self._layers, strict=True):
@@ -63,7 +66,7 @@ class Product:
         self._addresses = ctypes.addressof(self._layers), ctypes.addressof(self._input)
 
     def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """[…, in] of a dtype of `TYPES` that the weights take, to [..., out] of each weight."""
+        """[…, in] to [..., out] of each weight; ValueError for what they cannot take."""
         x = x.contiguous()  # it must live until the call is over
         leading = x.shape[:-1]
         outputs = [x.new_empty((*leading, size)) for size in self._sizes]
@@ -74,8 +77,13 @@ class Product:
         return outputs
 
     def _given(self, x: torch.Tensor) -> tuple[int, int]:
-        """The addresses of the layers and of this input, which is contiguous."""
+        """The addresses of the layers and of this input, which is contiguous.
+
+        It is checked, because addresses say nothing of what lies there.
+        """
         call = self._input
+        if x.shape[-1] != call.in_features or x.dtype not in self._dtypes:
+            raise ValueError(f"{tuple(x.shape)} {x.dtype} is no input of {call.in_features}")
         call.rows, call.type = x.data_ptr(), TYPES[x.dtype]
         call.num_rows = x.numel() // call.in_features
         call.num_threads = torch.get_num_threads()

@@ -46,8 +46,8 @@ class SharedProduct:
     def output_of(self, layer: Joining, x: torch.Tensor) -> torch.Tensor:
         """The layer's output for this input."""
         if self._input is not x or layer not in self._outputs:
-            self._input = x
             self._outputs = dict(zip(self._layers, self._product(x), strict=True))
+            self._input = x  # last: the product may raise
         output = self._outputs.pop(layer)
         if not self._outputs:
             self._input = None

@@ -12,11 +12,10 @@ from gpu_worker.linears import hqq_numbers
 from gpu_worker.linears.int4_cpu import NativeInt4Linear, TorchInt4Linear
 from gpu_worker.linears.int4_weight import Int4Weight
 from gpu_worker.linears.opaque_linear import OpaqueLinear
-from gpu_worker.linears.quantization import Parts
+from gpu_worker.linears.quantization import Parts, is_router
 
 # Smaller weights take no memory worth saving, and a call of theirs no time.
 SMALLEST = 2**12  # numbers
-_ROUTERS = ("gate", "router")  # of experts: a wrong number picks a wrong expert
 
 
 class Int4:
@@ -43,7 +42,7 @@ class Int4:
         """See `Quantization`."""
         if name in self._heads:
             return "output head"
-        if name.rpartition(".")[2] in _ROUTERS:
+        if is_router(name):
             return "router of experts"
         if weight.dtype not in TYPES:
             return f"dtype {weight.dtype}"

@@ -13,7 +13,7 @@ from gpu_worker.cpu_kernels.attention import TYPES
 from gpu_worker.cpu_kernels.linear import load_linears
 from gpu_worker.linears.native import NativeLinear
 from gpu_worker.linears.opaque_linear import OpaqueLinear
-from gpu_worker.linears.quantization import Parts
+from gpu_worker.linears.quantization import Parts, is_router
 
 _LARGEST = 127
 # The kernel's sums are 32 bits wide, and a product of bytes is below 2^15.
@@ -31,8 +31,10 @@ class Int8:
         """Compiles the kernel if need be; without it, or where it is not wanted, plain torch."""
         self._library = load_linears(cache_directory) if is_native else None
 
-    def reason_to_keep(self, _: str, weight: torch.Tensor) -> str:
+    def reason_to_keep(self, name: str, weight: torch.Tensor) -> str:
         """See `Quantization`."""
+        if is_router(name):
+            return "router of experts"
         if weight.shape[1] == 1:
             return "an input of one number"  # for which torch 2.13 multiplies integers wrongly
         if weight.shape[1] >= _LONGEST_INPUT:

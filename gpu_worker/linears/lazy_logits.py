@@ -45,10 +45,18 @@ class LazyLogits(Deferred):
             self._plain = self._head.compute(self._states)
         return self._plain
 
-    def first(self) -> "LazyLogits":
-        """[0] of a batch of rows, [1, N, V] to [N, V]."""
-        return LazyLogits(self._head, self._states[0])
+    @property
+    def is_untouched(self) -> bool:
+        """True as long as nobody has computed with them, nor changed them in place."""
+        return self._plain is None
+
+    def first(self) -> torch.Tensor:
+        """[0] of a batch of rows, [1, N, V] to [N, V]; lazy if these are untouched."""
+        return LazyLogits(self._head, self._states[0]) if self.is_untouched else self.plain()[0]
 
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest of each row of [N, V], float32, and its first place; NaN if there is one."""
+        """The largest of each row of [N, V], float32, and its first place; NaN if there is one.
+
+        Of logits that are untouched.
+        """
         return self._head.best(self._states)

@@ -110,7 +110,7 @@ def _output(x: torch.Tensor, _: int, out_features: int) -> torch.Tensor:
 @operator("linear(Tensor x, int layer, int out_features) -> Tensor", _output)
 def _linear(x: torch.Tensor, layer: int, _: int) -> torch.Tensor:
     output: torch.Tensor = numbered(layer).compute(x)
-    return output
+    return output.contiguous()  # as `_output` says
 
 
 def _weight(
@@ -126,4 +126,4 @@ def _weight(
 )
 def _unpacked(layer: int, *_: Any) -> torch.Tensor:
     weight: torch.Tensor = numbered(layer).unpack()
-    return weight
+    return weight.contiguous()  # as `_weight` says

@@ -25,6 +25,14 @@ _SECONDS_OF_SILENCE = 10.0
 Parts = Mapping[str, torch.Tensor]  # what a weight is quantised to: tensors on the CPU, by name
 
 
+_ROUTERS = ("gate", "router")  # of experts: a wrong number picks a wrong expert
+
+
+def is_router(name: str) -> bool:
+    """True for a layer, by its name, that chooses experts."""
+    return name.rpartition(".")[2] in _ROUTERS
+
+
 class Quantization(Protocol):
     """One way of making weights small."""
 
@@ -102,14 +110,14 @@ class _Work:
         return new
 
     def _parts(self, name: str, weight: torch.Tensor) -> Parts:
-        parts = self._cache.get(name) if self._cache is not None else None
+        parts = self._cache.get(name, weight) if self._cache is not None else None
         self._left -= weight.numel()
         if parts is not None:
             return parts
         start = time.monotonic()
         parts = self._quantization.quantize(weight)
         if self._cache is not None:
-            self._cache.put(name, parts)
+            self._cache.put(name, weight, parts)
         self._quantised += weight.numel()
         self._seconds += time.monotonic() - start
         self._tell()

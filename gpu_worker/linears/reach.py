@@ -24,7 +24,13 @@ class Reach:
             if not reason
         )
         weights = list(_multiplied(model))
-        self.share = self.num_numbers / max(sum(weight.numel() for weight in weights), 1)
+        reached = {
+            layers[name].get_parameter("weight").data_ptr()
+            for name, reason in reasons.items()
+            if not reason
+        }
+        num_reached = sum(weight.numel() for weight in weights if weight.data_ptr() in reached)
+        self.share = num_reached / max(sum(weight.numel() for weight in weights), 1)
         plain = {layer.get_parameter("weight").data_ptr() for layer in layers.values()}
         elsewhere = sum(weight.numel() for weight in weights if weight.data_ptr() not in plain)
         self._dense = [f"{elsewhere / 1e6:.2f} million numbers are in no plain linear layer"]

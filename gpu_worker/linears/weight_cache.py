@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from gpu_worker.cpu_kernels.build import BuildError, refuse_foreign
 
 logger = logging.getLogger(__name__)
 
@@ -34,22 +37,25 @@ class WeightCache:
         if not path.is_file():
             return
         try:
+            refuse_foreign(path.parent)
+            refuse_foreign(path)
             self._file = safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, BuildError) as error:
             logger.warning("%s is not used and will be made anew: %s", path, error)
             return
         self._names = frozenset(self._file.keys())
         logger.info("quantised weights: read from %s", path)
 
-    def get(self, layer: str) -> dict[str, torch.Tensor] | None:
-        """The layer's parts by their names, or None."""
-        prefix = f"{layer}:"
+    def get(self, layer: str, weight: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """The parts, by their names, of a layer's weight of this shape and dtype; or None."""
+        prefix = _prefix(layer, weight)
         names = [name for name in self._names if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._file.get_tensor(name) for name in names} or None
 
-    def put(self, layer: str, parts: dict[str, torch.Tensor]) -> None:
-        """Keeps a layer's parts for `save`."""
-        self._new |= {f"{layer}:{name}": part.contiguous() for name, part in parts.items()}
+    def put(self, layer: str, weight: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
+        """Keeps the parts of a layer's weight for `save`."""
+        prefix = _prefix(layer, weight)
+        self._new |= {f"{prefix}{name}": part.contiguous() for name, part in parts.items()}
 
     def save(self) -> None:
         """Writes what is new, together with what was there; readers see the old or the new file."""
@@ -69,9 +75,14 @@ class WeightCache:
         self._new = {}
 
 
+def _prefix(layer: str, weight: torch.Tensor) -> str:
+    """Of the names of a layer's parts: what they were made of."""
+    return f"{layer}:{tuple(weight.shape)}:{weight.dtype}:"
+
+
 def cache_path(directory: Path, files: Iterable[Path], settings: str) -> Path:
     """Where the weights of a model with these files are kept when quantised with these settings."""
-    facts = [str(_FORMAT), settings, torch.__version__]
+    facts = [str(_FORMAT), settings, torch.__version__, transformers.__version__]
     for file in files:
         status = file.stat()
         facts += [str(file.resolve()), str(status.st_size), str(status.st_mtime_ns)]

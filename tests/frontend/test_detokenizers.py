@@ -5,7 +5,14 @@ import dataclasses
 import pytest
 
 from shared.errors import ErrorCode
-from shared.messages import AddressBook, ConfirmHeld, PipelineWarm, PromptAccepted, Tokenize
+from shared.messages import (
+    AddressBook,
+    ConfirmHeld,
+    PipelineWarm,
+    PromptAccepted,
+    RequestFailed,
+    Tokenize,
+)
 from tests.frontend.bench import WANTED, Bench, failure
 from tests.frontend.fakes import make_book, make_text
 from tests.frontend.test_occupancy import sheets
@@ -111,6 +118,18 @@ def test_one_that_comes_back_is_asked_while_callers_are_served(bench: Bench) -> 
     bench.submit()
     bench.arrive(book(detokenizer_1=2))
     assert len(warm_ups(bench)) == 1
+
+
+def test_a_token_that_fails_while_callers_are_served_ends_nobody(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.arrive(book())
+    bench.arrive(book(detokenizer_1=0))
+    bench.arrive(book(detokenizer_1=2))
+    (name,) = warm_ups(bench).values()
+    bench.arrive(RequestFailed(name, ErrorCode.INTERNAL, "no memory", None))
+    assert "detokenizer-1 has not had its first token: no memory" in caplog.text
+    assert bench.engine.readiness_problem() is None
 
 
 def test_a_frontend_that_comes_late_asks_nobody(bench: Bench) -> None:

@@ -254,6 +254,20 @@ def test_weights_are_quantised_once_and_read_again(
         settle_linears(other, settings, [checkpoint])
 
 
+def test_weights_of_another_precision_are_quantised_by_themselves(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model.safetensors"
+    checkpoint.write_bytes(b"weights")
+    settings = replace(PLAIN_INT8, cpu_kernels_directory=str(tmp_path / "kept"))
+    model = tiny_llama()
+    rounded, alone = copy.deepcopy(model).bfloat16(), copy.deepcopy(model)
+    settle_linears(rounded, settings, [checkpoint])
+    settle_linears(model, settings, [checkpoint])
+    settle_linears(alone, PLAIN_INT8)
+    token_ids = torch.randint(3, 190, (1, 7))
+    with torch.inference_mode():
+        assert torch.equal(model(token_ids).logits, alone(token_ids).logits)
+
+
 def test_a_file_of_weights_that_is_broken_is_made_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -148,6 +148,23 @@ def test_the_death_of_the_one_that_is_behind_frees_the_others(stage: Stage) -> N
     assert len(stage.answer("behind")) == MAX_UNACKNOWLEDGED_STEPS
 
 
+def test_steps_for_one_that_lives_in_no_book_hold_nobody_up(stage: Stage) -> None:
+    num_tokens = MAX_UNACKNOWLEDGED_STEPS + 30
+    request = lasting("r", 0, num_tokens)
+
+    def acknowledge(_: float | None) -> None:
+        if not told(stage, 0):
+            return  # it waits for companions
+        stage.mailbox.deliver(StepsAcknowledged(0, EPOCH, len(told(stage, 0))))
+        stage.mailbox.when_waiting = stage.mailbox._stop_when_waiting_for_ever
+
+    stage.mailbox.when_waiting = acknowledge
+    stage.mailbox.deliver(book(detokenizer_1=0))
+    stage.mailbox.deliver(lasting("lost", 1, num_tokens), request)
+    stage.worker.run()
+    assert stage.answer("r") == expected_answer(request)
+
+
 def test_a_loss_goes_the_way_that_the_answer_went(stage: Stage) -> None:
     stage.mailbox.deliver(book(), lasting("done", 1, 3), lasting("held", 1))
     stage.mailbox.deliver(ConfirmHeld(1, 1, ("done", "held", "lost")), at=6 * STEP_SECONDS)

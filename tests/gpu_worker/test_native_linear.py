@@ -123,6 +123,31 @@ def test_logits_are_computed_once_when_somebody_looks(monkeypatch: pytest.Monkey
     assert calls == ["best", "compute"]
 
 
+@torch.inference_mode()
+def test_logits_that_stock_code_changes_in_place_are_the_changed_ones() -> None:
+    layer, states = layer_of(torch.randn(600, 16)), torch.randn(1, 3, 16)
+    expected = layer.compute(states)[0]
+    layer.is_lazy = True
+    scaled, without = layer(states), layer(states)
+    scaled *= -1
+    without[..., expected[0].argmax()] = -1e9
+    expected_without = expected.clone()
+    expected_without[:, expected[0].argmax()] = -1e9
+    for logits, wanted in ((scaled, -expected), (without, expected_without)):
+        assert torch.equal(logits.first() + 0, wanted)
+        assert torch.equal(best_tokens(logits.first())[1], wanted.argmax(-1))
+
+
+@torch.inference_mode()
+def test_what_is_no_input_is_refused_before_its_address_is_used() -> None:
+    layer = layer_of(torch.randn(40, 16))
+    for x in (torch.randn(2, 17), torch.randn(2, 15), torch.randn(2, 16).bfloat16()):
+        with pytest.raises(ValueError, match="is no input of 16"):
+            layer(x)
+        with pytest.raises(ValueError, match="is no input of 16"):
+            layer.best(x)
+
+
 def head_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """How output layers are asked from now on."""
     calls: list[str] = []
