@@ -57,7 +57,7 @@ class Entries:
 
     def warm_up(self, request_id: str, sink: Sink, *, hears: bool) -> Entry:
         """The first words of a life of the rooms behind, which nobody reads."""
-        return Entry(request_id, sink, self._deadline(), 1, hears=hears)
+        return Entry(request_id, sink, self._deadline(), 1, hears=hears, is_callers=False)
 
     def _deadline(self) -> float:
         return self._clock() + self._limits.request_timeout_seconds

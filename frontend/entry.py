@@ -68,6 +68,7 @@ class Entry:
     tokenizer: Life | None = None  # set while tokenising
     passed_on_by: Life | None = None  # the tokenizer, from its word to the first text
     digest: bytes = b""  # see `quarantine.py`
+    is_callers: bool = True  # False: the server's own, which takes no caller's place
     state: State = State.QUEUED
     next_seqs: dict[int, int] = field(init=False)  # by answer; an ended one is not in it
     num_windows: int = 0  # that are known
@@ -78,6 +79,11 @@ class Entry:
 
     def __post_init__(self) -> None:
         self.next_seqs = {} if self.hears else dict.fromkeys(range(self.num_choices), 0)
+
+    @property
+    def num_places(self) -> int:
+        """Places among the answers under way that it takes."""
+        return self.num_choices if self.is_callers else 0
 
     def move(self, state: State) -> None:
         """Changes the state; raises RuntimeError when the table does not allow it."""

@@ -63,7 +63,7 @@ class Ledger:
             raise RuntimeError(f"{entry.request_id} is open already")
         self._entries[entry.request_id] = entry
         self.num_changes += 1
-        self.num_queued += entry.num_choices
+        self.num_queued += entry.num_places
         self.num_lookups += entry.num_choices == 0
         self.num_embeddings += entry.wants_vectors
 
@@ -82,8 +82,8 @@ class Ledger:
         entry.first_token_deadline = first_token_deadline
         entry.worker, entry.detokenizer = worker, detokenizer
         self.num_changes += 1
-        self.num_queued -= entry.num_choices
-        self.num_under_way += entry.num_choices
+        self.num_queued -= entry.num_places
+        self.num_under_way += entry.num_places
         return True
 
     def start_tokenising(self, request_id: str, tokenizer: Life) -> None:
@@ -266,10 +266,10 @@ class Ledger:
 
     def _end(self, entry: Entry, outcome: Outcome) -> None:
         if entry.state is State.QUEUED:
-            self.num_queued -= entry.num_choices
+            self.num_queued -= entry.num_places
         else:
-            self.num_under_way -= entry.num_choices
-            self.num_given_back += entry.num_choices
+            self.num_under_way -= entry.num_places
+            self.num_given_back += entry.num_places
         self.num_changes += 1
         self.num_lookups -= entry.num_choices == 0
         self.num_embeddings -= entry.wants_vectors

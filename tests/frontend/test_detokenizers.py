@@ -120,6 +120,16 @@ def test_one_that_comes_back_is_asked_while_callers_are_served(bench: Bench) -> 
     assert len(warm_ups(bench)) == 1
 
 
+def test_a_first_token_takes_no_callers_place() -> None:
+    bench = Bench(max_concurrent=1, max_queue=0)
+    bench.arrive(book())
+    bench.arrive(book(detokenizer_1=0))
+    bench.arrive(book(detokenizer_1=2))
+    assert warm_ups(bench)
+    assert bench.submit().request_id in ways(bench)
+    bench.mailbox.close()
+
+
 def test_a_token_that_fails_while_callers_are_served_ends_nobody(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -205,7 +205,7 @@ def test_one_death_that_two_frontends_tell_of_counts_once(pair: tuple[Bench, Ben
         bench.arrive(make_book({**FRONTENDS, "tokenizer-0": 2}))
     suspected = pair[0].mailbox.sent_to("frontend-1")[-1]
     pair[1].arrive(suspected, make_report(1))
-    pair[1].submit()
+    assert pair[1].submit().request_id, "it is refused after two deaths"
 
 
 # ── any order ────────────────────────────────────────────────────────────────────────────────────
