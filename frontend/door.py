@@ -27,7 +27,6 @@ class Door:
         self._occupancy = occupancy
         self._most_lookups = limits.max_concurrent
         self._most_embeddings = max(1, limits.max_concurrent // 2)
-        self.is_draining = False
 
     def answers_problem(self, num_answers: int) -> Problem | None:
         """Why a request for so many answers may neither start nor wait."""
@@ -57,7 +56,7 @@ class Door:
         if self._mailbox.stop is not None:
             error = RequestError(ErrorCode.SHUTTING_DOWN, "The server is shutting down.")
             return Problem("stopping", error)
-        if self.is_draining:
+        if self._mailbox.is_draining:
             sentence = "The server is shutting down and lets nobody in any more."
             return Problem("draining", RequestError(ErrorCode.SHUTTING_DOWN, sentence))
         return self._health.missing()

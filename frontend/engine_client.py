@@ -35,7 +35,6 @@ from shared.messages import (
     CreditGranted,
     Decode,
     Decoded,
-    Drain,
     Drained,
     Embed,
     Encode,
@@ -142,7 +141,7 @@ class EngineClient:
     @property
     def is_draining(self) -> bool:
         """True once nobody is let in any more."""
-        return self._door.is_draining
+        return self._mailbox.is_draining
 
     @property
     def is_empty(self) -> bool:
@@ -266,7 +265,7 @@ class EngineClient:
 
     def _warm_up_if_due(self) -> None:
         """Lets one token come through rooms that none has come through yet; they let callers in."""
-        if not self._health.is_complete or self._door.is_draining:
+        if not self._health.is_complete or self.is_draining:
             return
         (worker, *_), detokenizers = map(self._ready_lives, ("worker", "detokenizer"))
         facts = self.model()
@@ -301,8 +300,8 @@ class EngineClient:
             case WorkerReported():
                 self._metrics.worker.show(message, self._clock())
                 self._health.note_report(message, self._clock())
-            case Drain() | RequestsSuspected() | PlacesFreed():
-                self._follow(message)
+            case RequestsSuspected() | PlacesFreed():
+                self._hear_frontend(message)
             case (
                 RoomStarted() | StageReached() | RoomReady() | RoomGetsOn() | AddressBook()
                 | PipelineWarm() | Drained() | Stop() | Tokenize() | Embed() | Encode() | Decode()
@@ -313,11 +312,8 @@ class EngineClient:
             case _:
                 assert_never(message)
 
-    def _follow(self, message: Drain | RequestsSuspected | PlacesFreed) -> None:
-        """What is not about a request of this frontend."""
+    def _hear_frontend(self, message: RequestsSuspected | PlacesFreed) -> None:
         match message:
-            case Drain():
-                self._door.is_draining = True
             case RequestsSuspected(room, epoch, digests):
                 octets = [bytes.fromhex(digest) for digest in digests]
                 self._quarantine.note_death(Life(room, epoch), octets, self._clock())
@@ -344,6 +340,9 @@ class EngineClient:
         lives = {Life(peer.room, peer.epoch) for peer in peers.values()}
         for life in self._lives - lives:
             self._bury(life)
+        for life in lives - self._lives:
+            if life.room.startswith("frontend-"):  # one before it may have been in no book of ours
+                self._occupancy.note_over(life.number, life.epoch - 1)
         self._lives = lives
         self._warm_up_if_due()
 
@@ -353,7 +352,7 @@ class EngineClient:
         if life.room.startswith("worker-"):
             self._metrics.worker.show_none(self._clock())
         elif life.room.startswith("frontend-"):
-            self._occupancy.clear(life.number)
+            self._occupancy.note_over(life.number, life.epoch)
         self._suspect(life)
         self._let_go(self._ledger.fail_owned_by(life, _engine_dead(life.room)))
         if life.room.startswith("tokenizer-"):

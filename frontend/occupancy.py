@@ -1,8 +1,8 @@
 """How much all frontends have let in together: the limits are the server's, not a process's.
 
 Each shows what it holds in its row of the sheet, and reads the others' rows before it lets anybody
-in. A place is claimed before the rows are read, so that two that claim the last one at the same
-moment cannot both have it; that the first come is served first holds across all queues.
+in. A place is claimed before the rows are read (`Sheet.show`), so that two that claim the last one
+at the same moment cannot both have it; that the first come is served first holds across all queues.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ UNSEEN_SECONDS = 3.0
 
 
 class Held(NamedTuple):
-    """What one frontend has let in; all zero in one that is dead."""
+    """What one frontend has let in."""
 
     under_way: float = 0  # answers that have a place
     queued: float = 0  # answers that wait for one
@@ -26,43 +26,39 @@ class Held(NamedTuple):
 
 
 class Occupancy:
-    """This frontend's row and the sums of the others'; `now` is monotonic seconds."""
+    """What this frontend shows and what the others do; `now` is monotonic seconds."""
 
     def __init__(self, sheet: Sheet, index: int) -> None:
-        first = sheet.claim(len(Held._fields))
+        first = sheet.claim_held(len(Held._fields))
         self._columns = {name: column for column, name in enumerate(Held._fields, start=first)}
-        self._seen_at = sheet.claim(1)
+        self._seen_at = sheet.claim_held(1)
         self._index = index
-        self._own = sheet.own
-        self._rows = sheet.rows
-        self._others = [row for number, row in enumerate(sheet.rows) if number != index]
-        self.clear(index)  # of what an earlier life has left
+        self._sheet = sheet
 
-    def clear(self, index: int) -> None:
-        """Shows that a frontend holds nothing: it has died, or has just begun."""
-        row = self._rows[index]
-        for column in self._columns.values():
-            row[column] = 0
+    def note_over(self, number: int, epoch: int) -> None:
+        """Leaves out what a frontend held in its lives up to this one: they are over."""
+        self._sheet.note_over(number, epoch)
 
     def show(self, held: Held, now: float) -> None:
         """Lets the others see what this frontend holds."""
+        own = self._sheet.own
         for column, number in zip(self._columns.values(), held, strict=True):
-            self._own[column] = number
-        self._own[self._seen_at] = now
+            own[column] = number
+        own[self._seen_at] = now
 
     def elsewhere(self, name: str) -> int:
         """How much of one kind the others hold together, by a field of `Held`."""
-        column = self._columns[name]
-        return int(sum(row[column] for row in self._others))
+        return int(self._sheet.elsewhere(self._columns[name]))
 
     def claim(self, num_under_way: int, most: int) -> bool:
         """Shows so many answers with a place, if they and the others' are not too many."""
         if num_under_way + self.elsewhere("under_way") > most:
             return False
         column = self._columns["under_way"]
-        before, self._own[column] = self._own[column], num_under_way
+        before = self._sheet.own[column]
+        self._sheet.show(column, num_under_way)
         if num_under_way + self.elsewhere("under_way") > most:
-            self._own[column] = before
+            self._sheet.own[column] = before
             return False
         return True
 
@@ -73,12 +69,10 @@ class Occupancy:
 
     def first_elsewhere(self, now: float) -> tuple[float, int] | None:
         """When the first of those who wait elsewhere came, and to which frontend."""
-        if not self._others:
-            return None
         column = self._columns["queued_since"]
         waiting = [
-            (row[column], index)
-            for index, row in enumerate(self._rows)
-            if index != self._index and row[column] and now - row[self._seen_at] < UNSEEN_SECONDS
+            (since, number)
+            for number, row in self._sheet.others()
+            if (since := row[column]) and now - row[self._seen_at] < UNSEEN_SECONDS
         ]
         return min(waiting, default=None)

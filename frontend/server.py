@@ -52,7 +52,8 @@ async def _serve(config: FrontendConfig, mailbox: Mailbox) -> None:
 
 def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
     identity = config.identity
-    sheet = Sheet.shared(identity.run_directory, config.num_frontends, identity.index)
+    index = identity.index
+    sheet = Sheet.shared(config.sheet_fd, config.num_frontends, index, identity.epoch)
     metrics = Metrics(config.model_name, sheet)
     limits = Limits(
         max_concurrent=config.max_concurrent,
@@ -62,7 +63,7 @@ def _build_service(config: FrontendConfig, mailbox: Mailbox) -> Service:
         first_token_timeout_seconds=config.first_token_timeout,
     )
     health = Health(config.stall_timeout)
-    occupancy = Occupancy(sheet, identity.index)
+    occupancy = Occupancy(sheet, index)
     engine = EngineClient(mailbox, metrics, health, limits, occupancy, time.monotonic)
     model = ServedModel(config, created=config.created, facts=engine.model)
     return Service(config, engine, metrics, model, SoundBudget(sheet))
@@ -112,11 +113,11 @@ class _Server(uvicorn.Server):
         self._timer = loop.call_later(interval, self._sweep, loop)
 
     def _note_drained(self) -> None:
-        """Tells the launcher, once, that every response is on its way."""
+        """Tells the launcher, until it is reached, that every response is on its way."""
         if not self._has_drained and self._engine.is_empty and not self.server_state.tasks:
-            self._has_drained = True
             identity = self._mailbox.identity
-            self._mailbox.send(LAUNCHER, Drained(identity.room, identity.epoch))
+            drained = Drained(identity.room, identity.epoch)
+            self._has_drained = self._mailbox.send(LAUNCHER, drained)
 
     def _guard(self, duty: Callable[[], None]) -> None:
         """Runs one duty; a bug in it ends the process, because the ledger can no longer be true."""

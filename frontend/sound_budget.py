@@ -18,25 +18,25 @@ class SoundBudget:
 
     def __init__(self, sheet: Sheet) -> None:
         self._sheet = sheet
-        self._column = sheet.claim(1)
-        sheet.own[self._column] = 0  # an earlier life holds nothing any more
+        self._column = sheet.claim_held(1)
 
     @property
     def num_bytes(self) -> int:
         """How much is held now."""
-        return int(self._sheet.total(self._column))
+        return int(self._sheet.own[self._column] + self._sheet.elsewhere(self._column))
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
         """Keeps so much for one upload; RequestError where too much is held already."""
-        self._sheet.own[self._column] += num_bytes  # before the others' are looked at
+        own, column = self._sheet.own, self._column
+        self._sheet.show(column, own[column] + num_bytes)
         try:
             if num_bytes < self.num_bytes > MAX_HELD_BYTES:
                 sentence = "The server holds as much sound as it can; try again later."
                 raise RequestError(ErrorCode.QUEUE_FULL, sentence)
             yield
         finally:
-            self._sheet.own[self._column] -= num_bytes
+            own[column] -= num_bytes
 
 
 def upload_bytes(content_length: str | None) -> int:

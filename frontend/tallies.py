@@ -33,7 +33,7 @@ class Tally:
 
     def __init__(self, sheet: Sheet) -> None:
         self._sheet = sheet
-        self._column = sheet.claim(1)
+        self._column = sheet.claim_counted(1)
 
     def inc(self, amount: float = 1) -> None:
         """Adds to this frontend's part."""
@@ -94,7 +94,7 @@ class Distribution(Collector):
         self._edges = tuple(edges)
         self._sheet = sheet
         self._num_columns = len(self._edges) + 2  # of counts, the last above all edges; the sum
-        self._first = sheet.claim(self._num_columns)
+        self._first = sheet.claim_counted(self._num_columns)
 
     def observe(self, value: float) -> None:
         """Takes one value."""

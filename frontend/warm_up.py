@@ -15,11 +15,12 @@ logger = logging.getLogger(__name__)
 class WarmUp:
     """One token through the worker and each detokenizer, in each of their lives.
 
-    `tell` is called with the epochs that a token has come through, by room.
+    `tell` is called with the epochs that a token has come through, by room, until it returns True.
     """
 
-    def __init__(self, tell: Callable[[dict[str, int]], object]) -> None:
+    def __init__(self, tell: Callable[[dict[str, int]], bool]) -> None:
         self._tell = tell
+        self._untold: list[dict[str, int]] = []
         self._worker: Life | None = None
         self._asked: set[Life] = set()  # detokenizers, for a token from this worker
         self._is_warm = False  # when the last tokens were asked for
@@ -44,7 +45,8 @@ class WarmUp:
         return [(f"warm-up-{uuid.uuid4().hex}", detokenizer) for detokenizer in new]
 
     def check(self) -> None:
-        """Raises FatalError if the model has failed at its first token of all."""
+        """Tells what is to be told; FatalError if the model has failed at its first token."""
+        self._untold = [epochs for epochs in self._untold if not self._tell(epochs)]
         if self._error is not None:
             raise FatalError(f"the model could not say its first token: {self._error.message}")
 
@@ -55,7 +57,7 @@ class WarmUp:
     def _take(self, worker: Life, detokenizer: Life, event: Event) -> None:
         match event:
             case Finished():
-                self._tell({life.room: life.epoch for life in (worker, detokenizer)})
+                self._untold.append({life.room: life.epoch for life in (worker, detokenizer)})
             case Failed(error) if error.code in (ErrorCode.ENGINE_DEAD, ErrorCode.SHUTTING_DOWN):
                 self._asked.discard(detokenizer)  # the next lives get their own
             case Failed(error) if self._is_warm:  # others have had answers from this model

@@ -35,7 +35,7 @@ class _Total:
 
     def __init__(self, sheet: Sheet) -> None:
         self._sheet = sheet
-        self._sum = sheet.claim(2)
+        self._sum = sheet.claim_counted(2)
         self._told = self._sum + 1  # the total as it was last told
 
     def follow(self, total: float) -> None:
@@ -56,8 +56,8 @@ class WorkerLoad(Collector):
         self._labels = labels
         self._values = values
         self._sheet = sheet
-        self._reported_at = sheet.claim(1)
-        self._first = sheet.claim(len(_GAUGES))
+        self._reported_at = sheet.claim_counted(1)
+        self._first = sheet.claim_counted(len(_GAUGES))
         self._totals = [_Total(sheet) for _ in _TOTALS]
         self._parts = {part: _Total(sheet) for part in _PARTS}
 

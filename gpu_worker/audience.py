@@ -19,6 +19,10 @@ class Audience:
         """Which detokenizer the text of a request that is held goes through."""
         return self._routes[request_id].detokenizer_id
 
+    def frontend_of(self, request_id: str) -> int:
+        """Which frontend the caller of a request that is held waits at."""
+        return self._routes[request_id].frontend_id
+
     def leave(self, request_id: str) -> None:
         """Forgets a request that has ended."""
         self._routes.pop(request_id, None)

@@ -28,7 +28,7 @@ class Line:
     epoch: int | None = None  # as the address book has it; None: nobody lives there
     ended: list[SequenceEnded] = field(default_factory=list)  # to be told with the next message
     lost: list[RequestLost] = field(default_factory=list)  # likewise
-    num_sent: int = 0
+    num_sent: int = 0  # messages, without those that were lost: nobody acknowledges them
     num_acknowledged: int = 0
 
     @property

@@ -8,7 +8,7 @@ and never blocks in a send.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from gpu_worker.audience import Audience, is_over
@@ -102,7 +102,7 @@ class Worker:
                 return
             finished = self._pipeline.advance(may_plan_ahead=self._lines.may_plan_ahead)
             if finished is not None:
-                self.reporter.count(finished.plan)
+                self.reporter.count(finished)
                 self._send(self._take_vectors(finished.outputs))
                 self.mailbox.beat()
                 self._times.mark(SEND)
@@ -232,11 +232,10 @@ class Worker:
         tokens = [output for output in outputs if output.token_id != NO_TOKEN]
         over = dict.fromkeys(o.sequence for o in outputs if o.sequence.state is not State.RUNNING)
         ended = [_ended(sequence) for sequence in over]
-        line.num_sent += 1
         message = TokensSampled(
             worker_id=self.mailbox.identity.index,
             epoch=self.mailbox.identity.epoch,
-            step=line.num_sent,
+            step=line.num_sent + 1,
             started=tuple(self._started(outputs)),
             request_ids=tuple(output.sequence.request_id for output in tokens),
             choices=tuple(output.sequence.choice for output in tokens),
@@ -247,10 +246,23 @@ class Worker:
             lost=tuple(line.lost),
             alignments=b"".join(s.alignment for s in over if isinstance(s, WindowSequence)),
         )
-        line.ended, line.lost = [], []
+        if self.mailbox.send(line.room, message):
+            line.num_sent += 1
+            line.ended, line.lost = [], []
+        else:
+            self._give_up(line, dict.fromkeys(o.sequence.request_id for o in outputs))
         for end in ended:
             self._forget_if_ended(end.request_id)
-        self.mailbox.send(line.room, message)
+
+    def _give_up(self, line: Line, request_ids: Iterable[str]) -> None:
+        """Ends requests of whose answers a part was lost; their callers hear of it this way, too.
+
+        Not at once: where the detokenizer has died, it is its death that ends them.
+        """
+        for request_id in request_ids:
+            line.lost.append(RequestLost(request_id, self._audience.frontend_of(request_id)))
+            if self.scheduler.holds(request_id):
+                self._abort(Abort(request_id))
 
     def _forget_if_ended(self, request_id: str) -> None:
         if not self.scheduler.holds(request_id):

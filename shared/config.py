@@ -94,6 +94,7 @@ class FrontendConfig:
 
     identity: Identity = NOBODY
     socket_fd: int = -1  # the listening socket, held by the launcher
+    sheet_fd: int = -1  # numbers that all frontends see, in memory that the launcher holds
     created: int = 0  # Unix seconds at which the server started
     num_frontends: int = 1  # that share its limits
     model: ModelConfig = ModelConfig()
@@ -325,7 +326,7 @@ class WorkerConfig:
     )
     cpu_kernels_directory: str = flag(
         "",
-        "where compiled CPU kernels are kept, and beside them what --torch-compile made",
+        "where compiled CPU kernels are kept, what --torch-compile made, and quantised weights",
         env=("CPU_KERNELS_DIRECTORY", "CACHE_DIRECTORY"),
         unset="~/.cache/transformers-openai-api",
     )

@@ -30,14 +30,15 @@ BEAT_SECONDS = 1.0  # from one sign of life of a room to the next
 class Mailbox:
     """Receives for one room and sends to the others by name.
 
-    `peers` is the newest address book, and `is_warm` what it says of them; `stop` is the launcher's
-    order to end, once it has come.
+    `peers` is the newest address book, `is_warm` and `is_draining` what it says of the whole;
+    `stop` is the launcher's order to end, once it has come.
     """
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.peers: dict[str, Peer] = {}
         self.is_warm = False
+        self.is_draining = False
         self.stop: Stop | None = None
         self._beat_due = 0.0
         self._inbox = Inbox(identity.address)
@@ -51,8 +52,7 @@ class Mailbox:
         """Connects to the launcher and tells it that this inbox is bound, however long it takes."""
         launcher = Identity("launcher", 0, 0, self.identity.run_directory)
         self._outboxes[LAUNCHER] = Outbox(launcher.address)
-        while not self.send(LAUNCHER, RoomStarted(self.identity.room, self.identity.epoch)):
-            self._outboxes[LAUNCHER].wait_until_connected()  # the machine is busy
+        self._tell_launcher(RoomStarted(self.identity.room, self.identity.epoch))
 
     def report_stage(self, stage: str) -> None:
         """Tells the launcher what this room's start does now, such as `loading the weights`."""
@@ -66,7 +66,11 @@ class Mailbox:
         """
         gc.collect()
         gc.freeze()
-        self.send(LAUNCHER, RoomReady(self.identity.room, self.identity.epoch, model))
+        self._tell_launcher(RoomReady(self.identity.room, self.identity.epoch, model))
+
+    def _tell_launcher(self, message: RoomStarted | RoomReady) -> None:
+        while not self.send(LAUNCHER, message):
+            self._outboxes[LAUNCHER].wait_until_connected()  # the machine is busy
 
     def beat(self) -> None:
         """Tells the launcher, if it is time, that this room gets on.
@@ -113,7 +117,7 @@ class Mailbox:
     def update_peers(self, book: AddressBook) -> None:
         """Connects to rooms that are new or respawned, and forgets the ones that are gone."""
         old, self.peers = self.peers, {peer.room: peer for peer in book.peers}
-        self.is_warm = book.is_warm
+        self.is_warm, self.is_draining = book.is_warm, book.is_draining
         for room, peer in old.items():
             if room not in self.peers or self.peers[room].address != peer.address:
                 self._outboxes.pop(room).close()

@@ -54,6 +54,7 @@ class AddressBook:
 
     peers: tuple[parts.Peer, ...]
     is_warm: bool  # an answer has come through just these rooms, so callers may be let in
+    is_draining: bool = False  # frontends let nobody in, and say when the last has been answered
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,8 @@ class PipelineWarm:
 
 
 @dataclass(frozen=True)
-class Drain:
-    """launcher -> frontend: let nobody in, and say when the last has been answered."""
-
-
-@dataclass(frozen=True)
 class Drained:
-    """frontend -> launcher: nobody waits for an answer any more."""
+    """frontend -> launcher: in a drain, nobody waits for an answer any more."""
 
     room: str
     epoch: int
@@ -385,15 +381,15 @@ class WorkerReported:
     num_preemptions: int  # so far
     num_queried_tokens: int  # prompt tokens looked up in the prefix cache so far
     num_cached_tokens: int  # of those, found there
-    num_prompt_tokens: int  # prompt tokens computed so far
-    num_generated_tokens: int  # tokens sampled so far
+    num_prompt_tokens: int  # computed so far, of prompts and of what preemption took back
+    num_generated_tokens: int  # tokens that became part of answers so far
     num_mixed_steps: int  # steps so far that held both prefill and decode
     part_seconds: dict[str, float]  # of all steps so far, by what the worker did: `plan`, …
 
 
 Message = (
     RoomStarted | StageReached | RoomReady | RoomGetsOn | AddressBook | Stop | SwitchProfiling
-    | PipelineWarm | Drain | Drained | PlacesFreed | RequestsSuspected | CreditGranted | Tokenize
+    | PipelineWarm | Drained | PlacesFreed | RequestsSuspected | CreditGranted | Tokenize
     | Embed | Transcribe | WindowTaken | Encode | Decode | PromptAccepted | WindowRead | SoundRead
     | Encoded | Decoded | Generate | Pool | Listen | Abort | ConfirmHeld | TokensSampled | Pooled
     | StepsAcknowledged | TextProduced | RequestFailed | WorkerReported

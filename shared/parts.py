@@ -156,7 +156,10 @@ class RequestStarted:
 
 @dataclass(frozen=True)
 class RequestLost:
-    """A request that never reached the worker (part of `TokensSampled`)."""
+    """A request that never reached the worker, or a step of whose answer was lost.
+
+    (Part of `TokensSampled`.)
+    """
 
     request_id: str
     frontend_id: int

@@ -181,8 +181,8 @@ def test_shared_modules_are_shared() -> None:
     assert not lonely, f"used by one room only, so it belongs there: {lonely}"
 
 
-def test_what_comes_before_supervision_is_the_launchers_alone() -> None:
-    """The launcher is one file and has no folder of its own: this part of the corridor is its."""
+def test_launching_is_the_launchers_alone() -> None:
+    """The launcher has no folder of its own: this part of the corridor is its."""
     for path in SERVER_FILES:
         if path != ROOT / "launcher.py" and path.parent != ROOT / "shared/launching":
             others = {m for m in imported_modules(path) if m.startswith("shared.launching")}

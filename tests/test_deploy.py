@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import STOP_SECONDS
 from shared.config import LauncherConfig
+from shared.launching.supervisor import STOP_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "deploy/systemd/transformers-openai-api@.service"

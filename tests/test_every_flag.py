@@ -36,7 +36,8 @@ class Row:
 
 
 LOADED = "gpu_worker/loaded.py"  # makes the scheduler
-LAUNCHER, LOADING, SIZING = "launcher.py", "gpu_worker/loading.py", "gpu_worker/sizing.py"
+LAUNCHER, SUPERVISOR = "launcher.py", "shared/launching/supervisor.py"
+LOADING, SIZING = "gpu_worker/loading.py", "gpu_worker/sizing.py"
 WORKER, SERVER, TOKENIZER = (
     "gpu_worker/worker.py",
     "frontend/server.py",
@@ -70,20 +71,20 @@ ROWS = {
         "/x", (LAUNCHER,),
         "shared/launching/test_run_directory.py::test_a_run_directory_is_private_and_held_by_one",
     ),
-    "frontend_processes": Row("2", (LAUNCHER,), f"{COUNTS}::test_a_signal_drains_all_frontends"),
+    "frontend_processes": Row("2", (SUPERVISOR,), f"{COUNTS}::test_a_signal_drains_all_frontends"),
     "detokenizer_processes": Row(
-        "2", (LAUNCHER,),
+        "2", (SUPERVISOR,),
         f"{COUNTS}::test_many_answers_at_once_are_right_and_both_detokenizers_make_them",
     ),
     "tokenizer_processes": Row(
-        "2", (LAUNCHER,), f"{STARTS}::test_a_model_without_a_chat_template_starts_with_a_warning"
+        "2", (SUPERVISOR,), f"{STARTS}::test_a_model_without_a_chat_template_starts_with_a_warning"
     ),
     "restart_limit": Row(
-        "7", (LAUNCHER,),
+        "7", (SUPERVISOR,),
         "e2e/test_deaths.py::test_one_death_too_many_ends_the_service_and_everybody_is_told",
     ),
     "drain_timeout": Row(
-        "7", (LAUNCHER,), "e2e/test_drain.py::test_what_does_not_end_in_time_is_ended"
+        "7", (SUPERVISOR,), "e2e/test_drain.py::test_what_does_not_end_in_time_is_ended"
     ),
     "reasoning_field": Row(
         "reasoning", ("frontend/service.py",), f"{API_FLAGS}::test_thoughts_are_where_the_flag_says"
@@ -165,7 +166,7 @@ ROWS = {
         "frontend/test_chat_over_http.py::test_a_client_that_reads_nothing_is_let_go",
     ),
     "stall_timeout": Row(
-        "7", (SERVER, LAUNCHER),
+        "7", (SERVER, SUPERVISOR),
         "frontend/test_engine_client.py::test_a_worker_that_makes_no_steps_is_stalled",
     ),
     # tokenizer

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 AnswerKey = tuple[str, int]  # of a request, and which of its answers
 
 _LOST = "A part of the answer was lost."
-_NEVER_CAME = "A process of the server died before it had passed the request on."
+_BROKEN_OFF = "A process of the server died, or could not be reached, before the answer's end."
 
 
 @dataclass
@@ -117,6 +117,7 @@ class Detokenizer:
         self._answers: dict[AnswerKey, Answer] = {}
         self._worker_epochs: dict[int, int] = {}  # of the workers whose answers these are
         self._outbox: defaultdict[int, Outgoing] = defaultdict(Outgoing)  # by frontend, of one step
+        self._owed: dict[int, StepsAcknowledged] = {}  # by worker: what has not reached it
 
     @property
     def num_answers(self) -> int:
@@ -142,14 +143,17 @@ class Detokenizer:
                 newest[message.worker_id] = message
         for worker_id, step in newest.items():
             index = self._mailbox.identity.index
-            acknowledged = StepsAcknowledged(index, step.epoch, step.step)
-            self._mailbox.send(f"worker-{worker_id}", acknowledged)
+            self._owed[worker_id] = StepsAcknowledged(index, step.epoch, step.step)
+        for worker_id, acknowledged in list(self._owed.items()):
+            if self._mailbox.send(f"worker-{worker_id}", acknowledged):
+                del self._owed[worker_id]  # else once more: the worker may wait for just this
 
     def _forget_the_dead(self) -> None:
         """Drops the answers of workers that will say no more; who waits is told by the launcher."""
         for worker_id, epoch in list(self._worker_epochs.items()):
             if self._worker_epoch(worker_id) != epoch:
                 del self._worker_epochs[worker_id]
+                self._owed.pop(worker_id, None)
                 for key in [k for k, a in self._answers.items() if a.worker_id == worker_id]:
                     del self._answers[key]
 
@@ -191,7 +195,7 @@ class Detokenizer:
         for key, end in ends.items():
             self._end_without_token(key, end, step.worker_id)
         for lost in step.lost:
-            failed = RequestFailed(lost.request_id, ErrorCode.ENGINE_DEAD, _NEVER_CAME, None)
+            failed = RequestFailed(lost.request_id, ErrorCode.ENGINE_DEAD, _BROKEN_OFF, None)
             self._outbox[lost.frontend_id].failed.append(failed)
         self._send(step)
 

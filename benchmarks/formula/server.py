@@ -6,28 +6,31 @@ python -m benchmarks.formula.server --step-ms 20 -- --hf-model demo --port 0
 import argparse
 import socket
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import launcher
 from benchmarks.formula.settings import FILE_NAME, FormulaSettings
 from shared.config import ServerConfig
+from shared.launching.supervisor import Supervisor
 
 OWN_ROOMS = ("worker", "frontend")
 
 
-class FormulaLauncher(launcher.Launcher):
-    """The launcher, with a formula in the worker and an observed frontend."""
+class FormulaSupervisor(Supervisor):
+    """The supervisor, with a formula in the worker and an observed frontend."""
 
     def __init__(
         self,
         config: ServerConfig,
         run_directory: str,
         listener: socket.socket,
+        environ: Mapping[str, str],
         *,
         settings: FormulaSettings,
     ) -> None:
-        super().__init__(config, run_directory, listener)
+        super().__init__(config, run_directory, listener, environ)
         settings.save(run_directory)
 
     def run(self) -> int:
@@ -58,7 +61,7 @@ def main() -> int:
     middle = arguments.index("--") if "--" in arguments else len(arguments)
     settings = parse(arguments[:middle])
     sys.argv = [program, *arguments[middle + 1 :]]
-    return launcher.main(partial(FormulaLauncher, settings=settings))
+    return launcher.main(partial(FormulaSupervisor, settings=settings))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the launcher does before it supervises: flags, environment, checks, port, run directory."""
+"""The launcher's own: flags, environment, checks before the start, port, and the supervisor."""

@@ -109,8 +109,9 @@ def start_child(
         pass_fds=tuple(pass_fds),
     )
     if identity.kind == "tokenizer":
+        own = os.getpriority(os.PRIO_PROCESS, 0)  # whoever is nicer may not be made less so
         with contextlib.suppress(ProcessLookupError):  # it has died already, and is buried later
-            os.setpriority(os.PRIO_PROCESS, process.pid, TOKENIZER_NICENESS)
+            os.setpriority(os.PRIO_PROCESS, process.pid, max(own, TOKENIZER_NICENESS))
     return Child(identity, process, os.pidfd_open(process.pid), time.monotonic())
 
 

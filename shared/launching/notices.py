@@ -1,8 +1,10 @@
-"""What the launcher says of its settings before the rooms start."""
+"""What the launcher says of its settings before the rooms start, and its own name."""
 
 import logging
 
 from shared.launching import flags
+
+PROGRAM = "transformers-openai-api"
 
 logger = logging.getLogger("launcher")
 

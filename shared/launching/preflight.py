@@ -4,18 +4,32 @@ The rooms check the rest, once they have read the checkpoint.
 """
 
 import json
+import os
+import sys
 from pathlib import Path
 
 from shared.config import ModelConfig, ServerConfig, is_local_path
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
+_NEEDED_OF_OS = ("pidfd_open", "memfd_create")  # in Linux, but not in every build of Python
+
 
 def check(config: ServerConfig) -> None:
     """Returns if the rooms may be started, or raises FatalError."""
+    _check_python()
     _refuse_two_precisions(config)
     _check_model(config.worker.model)
     if config.tokenizer.chat_template:
         _check_template(config.tokenizer.chat_template)
+
+
+def _check_python() -> None:
+    for name in _NEEDED_OF_OS:
+        if not hasattr(os, name):
+            raise _refusal(
+                f"{sys.executable} was built for old kernels and lacks os.{name}: make the "
+                "environment with your distribution's Python, or with a newer build"
+            )
 
 
 def _refuse_two_precisions(config: ServerConfig) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shared.errors import EXIT_CONFIGURATION, FatalError
+from shared.launching.notices import PROGRAM
 from shared.sockets import MAX_PATH_BYTES
 
-PROGRAM = "transformers-openai-api"
 MAX_EPOCH = 9999  # more lives than a room can have before the service gives up
 # What an earlier run may have left behind; nothing else in a directory is ours to delete.
-_OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)|frontend\.sheet")
+_OWN_FILES = re.compile(r"[a-z]+-\d+\.\d+(\.json|\.failed)?|tokenizer\.(json|\d+)")
 
 
 def open_run_directory(asked: str, port: int, environ: Mapping[str, str]) -> str:

@@ -48,8 +48,8 @@ class Bench:
     ) -> None:
         self.now = 0.0
         self.mailbox = PipeMailbox(index)
-        sheet = sheet or Sheet.private()
-        self.metrics = Metrics("m", sheet)
+        self.sheet = sheet or Sheet.private()
+        self.metrics = Metrics("m", self.sheet)
         limits = Limits(
             max_concurrent=max_concurrent,
             max_queue=max_queue,
@@ -63,7 +63,7 @@ class Bench:
             self.metrics,
             health,
             limits,
-            Occupancy(sheet, index),
+            Occupancy(self.sheet, index),
             clock=lambda: self.now,
         )
         self.arrive(make_book())

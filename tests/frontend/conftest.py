@@ -1,8 +1,8 @@
 """A real server on a loopback port, its other rooms played by a script."""
 
 import contextlib
+import os
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from frontend import server
-from shared.config import FrontendConfig, Identity, ModelConfig
+from shared.config import FrontendConfig, ModelConfig
 from shared.errors import ErrorCode
 from shared.messages import CreditGranted, Stop
 from tests.frontend.bench import Bench
@@ -55,17 +55,17 @@ def start_server(*, model: str = MODEL, max_concurrent: int = 8, **flags: Any) -
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     mailbox = ScriptedMailbox()
-    with tempfile.TemporaryDirectory() as directory:  # the sheet, which is mapped, outlives it
-        config = FrontendConfig(
-            identity=Identity("frontend", 0, 1, directory),
-            socket_fd=listener.detach(),
-            model=ModelConfig(hf_model=model),
-            max_concurrent=max_concurrent,
-            **flags,
-        )
-        thread = threading.Thread(target=server.run, args=(config, mailbox))
-        thread.start()
-        wait_until(lambda: mailbox.is_ready.is_set() or not thread.is_alive(), 10)
+    config = FrontendConfig(
+        identity=mailbox.identity,
+        socket_fd=listener.detach(),
+        sheet_fd=os.memfd_create("sheet"),
+        model=ModelConfig(hf_model=model),
+        max_concurrent=max_concurrent,
+        **flags,
+    )
+    thread = threading.Thread(target=server.run, args=(config, mailbox))
+    thread.start()
+    wait_until(lambda: mailbox.is_ready.is_set() or not thread.is_alive(), 10)
     assert mailbox.is_ready.is_set()
     url = f"http://127.0.0.1:{port}"
     return RunningServer(mailbox, thread, url, httpx.Client(base_url=url, timeout=10))

@@ -133,9 +133,10 @@ class PipeMailbox(Mailbox):
     def __init__(self, index: int = 0) -> None:
         self.identity = Identity("frontend", index, 1, "")
         self.peers: dict[str, Peer] = {}
-        self.is_warm = False
+        self.is_warm = self.is_draining = False
         self.stop: Stop | None = None
         self.sent: list[tuple[str, Message]] = []
+        self.lost: list[tuple[str, Message]] = []  # for want of a peer that can be reached
         self.unreachable: set[str] = set()
         self.is_ready = threading.Event()
         self._arrived: deque[Message] = deque()
@@ -158,9 +159,9 @@ class PipeMailbox(Mailbox):
         work: list[Message] = []
         while self._arrived:
             match self._arrived.popleft():
-                case AddressBook(peers, is_warm):
+                case AddressBook(peers, is_warm, is_draining):
                     self.peers = {peer.room: peer for peer in peers}
-                    self.is_warm = is_warm
+                    self.is_warm, self.is_draining = is_warm, is_draining
                 case Stop() as stop:
                     self.stop = stop
                 case message:
@@ -169,6 +170,7 @@ class PipeMailbox(Mailbox):
 
     def send(self, room: str, message: Message) -> bool:
         if room in self.unreachable or room not in {*self.peers, LAUNCHER}:
+            self.lost.append((room, message))
             return False
         self.sent.append((room, message))
         return True

@@ -18,6 +18,7 @@ from frontend.occupancy import Occupancy
 from frontend.sheet import Sheet
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, Stop
+from tests.examples import num_examples
 from tests.frontend.bench import WANTED, Bench, failure, refusal, status
 from tests.frontend.fakes import make_book, make_text
 
@@ -335,7 +336,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 
 TestAdmissionMachine = AdmissionMachine.TestCase
-TestAdmissionMachine.settings = settings(max_examples=80, stateful_step_count=40)
+TestAdmissionMachine.settings = settings(max_examples=num_examples(80), stateful_step_count=40)
 
 
 def test_a_failed_request_tells_its_caller_once() -> None:

@@ -20,6 +20,7 @@ from frontend.ledger import Ledger
 from frontend.life import Life
 from shared.errors import ErrorCode, RequestError
 from shared.messages import PromptAccepted, TextProduced
+from tests.examples import num_examples
 from tests.frontend.fakes import CACHED_TOKENS, Piece, make_text, make_texts
 
 WORKER, TOKENIZER, DETOKENIZER = (
@@ -385,4 +386,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=30)
+TestLedgerMachine.settings = settings(max_examples=num_examples(60), stateful_step_count=30)

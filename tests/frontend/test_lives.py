@@ -10,7 +10,6 @@ from shared.messages import (
     Abort,
     AddressBook,
     ConfirmHeld,
-    Drain,
     PipelineWarm,
     PromptAccepted,
     RequestFailed,
@@ -28,6 +27,11 @@ def cold_book(worker_epoch: int = 2, *, stage: str = "") -> AddressBook:
     worker, *others = make_book({"worker-0": worker_epoch}).peers
     worker = dataclasses.replace(worker, is_ready=not stage, stage=stage)
     return AddressBook((worker, *others), is_warm=False)
+
+
+def draining_book() -> AddressBook:
+    """All rooms, and nobody is to be let in any more."""
+    return dataclasses.replace(make_book(), is_draining=True)
 
 
 def warm_up_of(bench: Bench) -> str:
@@ -69,6 +73,18 @@ def test_a_warm_up_is_asked_for_once_in_each_life(bench: Bench) -> None:
     answer(bench, warm_up_of(bench), epoch=3)
     (warm,) = bench.mailbox.sent_to("launcher-0")
     assert warm == PipelineWarm({**EPOCHS, "worker-0": 3})
+
+
+def test_the_launcher_is_told_of_a_first_token_until_it_is_reached(bench: Bench) -> None:
+    bench.mailbox.unreachable.add("launcher-0")
+    bench.arrive(cold_book())
+    answer(bench, warm_up_of(bench))
+    bench.engine.sweep()
+    assert bench.mailbox.sent_to("launcher-0") == []
+    bench.mailbox.unreachable.clear()
+    for _ in range(2):
+        bench.engine.sweep()
+    assert bench.mailbox.sent_to("launcher-0") == [PipelineWarm(EPOCHS)]
 
 
 def test_a_warm_up_is_no_request_of_a_caller(bench: Bench) -> None:
@@ -153,7 +169,7 @@ def test_a_first_token_that_takes_too_long() -> None:
 
 def test_a_drain_lets_nobody_in_and_ends_nobody(bench: Bench) -> None:
     generation = bench.submit()
-    bench.arrive(PromptAccepted(generation.request_id, 9, None), Drain())
+    bench.arrive(PromptAccepted(generation.request_id, 9, None), draining_book())
     assert refusal(bench) is ErrorCode.SHUTTING_DOWN
     assert status(bench.engine.readiness_problem()) == "draining"
     assert bench.engine.engine_problem() is None
@@ -166,7 +182,7 @@ def test_a_drain_lets_nobody_in_and_ends_nobody(bench: Bench) -> None:
 def test_who_waits_for_a_place_at_a_drain_gets_it() -> None:
     bench = Bench(max_concurrent=1, max_queue=1)
     first, second = bench.submit(), bench.submit()
-    bench.arrive(Drain(), PromptAccepted(first.request_id, 9, None))
+    bench.arrive(draining_book(), PromptAccepted(first.request_id, 9, None))
     bench.arrive(make_text(first.request_id, 0, "a", finish="stop"))
     assert bench.tokenised() == [first.request_id, second.request_id]
     bench.mailbox.close()

@@ -14,12 +14,13 @@ from frontend.entry import Entry
 from frontend.generation import Generation
 from frontend.ledger import Ledger
 from frontend.life import Life
-from frontend.occupancy import UNSEEN_SECONDS, Held, Occupancy
+from frontend.occupancy import UNSEEN_SECONDS, Occupancy
 from frontend.sheet import NUM_COLUMNS, Sheet
 from frontend.sound_budget import MAX_HELD_BYTES, SoundBudget
 from frontend.submission import Lookup
 from shared.errors import BadRequest, ErrorCode, RequestError
 from shared.messages import PlacesFreed, RequestsSuspected
+from tests.examples import num_examples
 from tests.frontend.bench import WANTED, Bench, failure, refusal
 from tests.frontend.fakes import make_book, make_report
 
@@ -31,7 +32,15 @@ QUEUED = "transformers_openai_api:queued_answers"
 def sheets(count: int) -> list[Sheet]:
     """The same rows, as each of several frontends sees them."""
     memory = mmap.mmap(-1, 8 * NUM_COLUMNS * count)
-    return [Sheet(memory, index) for index in range(count)]
+    return [Sheet(memory, index, 1) for index in range(count)]
+
+
+def next_life(bench: Bench, epoch: int) -> Bench:
+    """Another process in its place; what its frontend was is dead."""
+    memory, index = bench.sheet.own.obj, bench.mailbox.identity.index
+    assert isinstance(memory, mmap.mmap)
+    sheet = Sheet(memory, index, epoch)
+    return Bench(max_concurrent=2, max_queue=3, index=index, sheet=sheet)
 
 
 @pytest.fixture
@@ -138,12 +147,36 @@ def test_what_a_dead_frontend_held_is_free(
     assert (other.value(OPEN), other.value(QUEUED)) == (1, 0)
 
 
-def test_a_frontend_begins_with_nothing() -> None:
-    memory = mmap.mmap(-1, 8 * NUM_COLUMNS)
-    Occupancy(Sheet(memory, 0), 0).show(Held(under_way=7, queued=5), now=1.0)
-    again = Sheet(memory, 0)
-    Occupancy(again, 0)
-    assert not any(again.own[: len(Held._fields)])
+def test_the_next_life_counts_from_its_first_request(pair: tuple[Bench, Bench]) -> None:
+    """Also where a neighbour hears of the death when that life has let somebody in."""
+    dead, other = pair
+    dead.submit(num_choices=2)
+    reborn = next_life(dead, 2)
+    reborn.now = 100.0
+    reborn.arrive(make_book({**FRONTENDS, "frontend-0": 2}))
+    running = reborn.submit(num_choices=2)
+    assert reborn.tokenised() == [running.request_id]
+    for _ in range(2):
+        waiting = other.submit()
+        assert other.tokenised() == []
+        other.arrive(make_book({**FRONTENDS, "frontend-0": 2}))
+        assert other.tokenised() == []
+        assert other.value(OPEN) == reborn.value(OPEN)
+        leave(other, waiting)
+    reborn.mailbox.close()
+
+
+def test_a_dead_life_that_was_in_no_book_of_ours_counts_no_more(
+    pair: tuple[Bench, Bench],
+) -> None:
+    unknown, other = pair
+    unknown.submit(num_choices=2)
+    late = next_life(other, 2)
+    late.now = 100.0
+    late.arrive(make_book({"frontend-0": 2, "frontend-1": 2}))
+    running = late.submit(num_choices=2)
+    assert late.tokenised() == [running.request_id]
+    late.mailbox.close()
 
 
 def test_lookups_and_embeddings_are_limited_together(pair: tuple[Bench, Bench]) -> None:
@@ -166,6 +199,17 @@ def test_sound_is_limited_together() -> None:
     with second.hold(MAX_HELD_BYTES + 1):  # alone it is always taken
         assert first.num_bytes == MAX_HELD_BYTES + 1
     assert first.num_bytes == 0
+
+
+def test_the_sound_of_the_dead_is_free_before_their_next_life(pair: tuple[Bench, Bench]) -> None:
+    _, other = pair
+    budgets = [SoundBudget(bench.sheet) for bench in pair]
+    with budgets[0].hold(MAX_HELD_BYTES):  # for ever: it is killed
+        with pytest.raises(RequestError), budgets[1].hold(1):
+            pass
+        other.arrive(make_book({**FRONTENDS, "frontend-0": 0}))
+        with budgets[1].hold(MAX_HELD_BYTES):
+            assert budgets[1].num_bytes == MAX_HELD_BYTES
 
 
 def test_a_claim_counts_what_came_at_the_same_moment() -> None:
@@ -286,4 +330,4 @@ class OccupancyMachine(RuleBasedStateMachine):
 
 
 TestOccupancyMachine = OccupancyMachine.TestCase
-TestOccupancyMachine.settings = settings(max_examples=80, stateful_step_count=40)
+TestOccupancyMachine.settings = settings(max_examples=num_examples(80), stateful_step_count=40)

@@ -1,6 +1,7 @@
 """The server on real sockets: arrivals wake it, and its messages reach the other rooms."""
 
 import dataclasses
+import os
 import socket
 import tempfile
 import threading
@@ -66,7 +67,8 @@ def test_one_request_and_the_end(rooms: Rooms) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     identity = Identity("frontend", 0, 1, str(directory))
-    config = FrontendConfig(identity=identity, socket_fd=listener.detach())
+    sheet = os.memfd_create("sheet")
+    config = FrontendConfig(identity=identity, socket_fd=listener.detach(), sheet_fd=sheet)
     thread = threading.Thread(target=run_frontend, args=(config,))
     thread.start()
     wait_until(lambda: any(isinstance(m, RoomReady) for m in launcher.receive(0.0)), 10)

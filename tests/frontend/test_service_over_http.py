@@ -1,6 +1,7 @@
 """Every other route of a real server: models, probes, metrics, the front door, its end."""
 
 import base64
+import dataclasses
 import hashlib
 import re
 import threading
@@ -11,8 +12,9 @@ import pytest
 
 from frontend.version import VERSION
 from shared.errors import ErrorCode
-from shared.messages import CreditGranted, Stop
-from tests.frontend.conftest import RunningServer, start_server, stop_server
+from shared.mailbox import LAUNCHER
+from shared.messages import CreditGranted, Drained, Stop
+from tests.frontend.conftest import RunningServer, serving, start_server, stop_server
 from tests.frontend.fakes import MAX_MODEL_LEN, make_book, make_report
 from tests.waiting import wait_until
 
@@ -220,6 +222,20 @@ def test_the_end_tells_open_requests_why(content: str) -> None:
     assert found[0].status_code == (503 if content == "hang" else 200)
     assert "worker-0 died" in found[0].text
     assert content == "hang" or found[0].text.endswith("data: [DONE]\n\n")
+
+
+def test_the_end_of_a_drain_is_told_until_the_launcher_is_reached() -> None:
+    drained = (LAUNCHER, Drained("frontend-0", 1))
+    with serving() as running:
+        mailbox = running.mailbox
+        mailbox.unreachable.add(LAUNCHER)
+        mailbox.deliver(dataclasses.replace(make_book(), is_draining=True))
+        wait_until(lambda: mailbox.lost.count(drained) >= 2, 5)
+        mailbox.unreachable.clear()
+        wait_until(lambda: drained in mailbox.sent, 5)
+        num_lost = mailbox.lost.count(drained)
+        assert running.chat("say a").status_code == 503
+    assert (mailbox.sent.count(drained), mailbox.lost.count(drained)) == (1, num_lost)
 
 
 def test_a_bug_in_the_loop_ends_the_room_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

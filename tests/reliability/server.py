@@ -7,7 +7,7 @@ python -m tests.reliability.server --faults '[{"at": "step", "do": "raise", "mat
 import argparse
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 import launcher
-from benchmarks.formula.server import FormulaLauncher
+from benchmarks.formula.server import FormulaSupervisor
 from benchmarks.formula.settings import FormulaSettings
 from shared.config import ServerConfig
 from shared.launching import children
@@ -28,13 +28,19 @@ SETTINGS = FormulaSettings(step_ms=10.0)
 FLAGS = ("--hf-model", "demo", "--reasoning-field", "none")
 
 
-class FaultyLauncher(FormulaLauncher):
-    """The launcher, whose rooms fail as planned."""
+class FaultySupervisor(FormulaSupervisor):
+    """The supervisor, whose rooms fail as planned."""
 
     def __init__(
-        self, config: ServerConfig, run_directory: str, listener: socket.socket, *, faults: str
+        self,
+        config: ServerConfig,
+        run_directory: str,
+        listener: socket.socket,
+        environ: Mapping[str, str],
+        *,
+        faults: str,
     ) -> None:
-        super().__init__(config, run_directory, listener, settings=SETTINGS)
+        super().__init__(config, run_directory, listener, environ, settings=SETTINGS)
         save_faults(msgspec.json.decode(faults, type=list[Fault]), run_directory)
 
     def run(self) -> int:
@@ -77,7 +83,7 @@ def main() -> int:
     children.START_SECONDS = own.start_seconds
     children.TOKENIZER_NICENESS = 0  # on a crowded machine a new life would take minutes
     sys.argv[1:] = sys.argv[middle + 1 :]
-    return launcher.main(partial(FaultyLauncher, faults=own.faults))
+    return launcher.main(partial(FaultySupervisor, faults=own.faults))
 
 
 if __name__ == "__main__":

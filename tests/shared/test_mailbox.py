@@ -178,7 +178,8 @@ def test_a_room_tells_the_launcher_its_life(open_mailbox: OpenMailbox) -> None:
 
 
 def test_a_ready_room_spares_the_collector_what_it_holds(open_mailbox: OpenMailbox) -> None:
-    worker = open_mailbox("worker")
+    _, worker = open_mailbox("launcher", epoch=0), open_mailbox("worker")
+    worker.join()
     gc.unfreeze()
     try:
         worker.report_ready()

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import wire
@@ -35,6 +35,7 @@ from shared.parts import (
 from shared.sampling import MIN_LOGPROB, SamplingParams
 from shared.wire import Codec
 from tests.builders import ROUTE
+from tests.examples import examples
 
 MESSAGE_CLASSES = get_args(Message)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -116,7 +117,7 @@ def frames_of(message: Message, **changes: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("cls", MESSAGE_CLASSES, ids=lambda cls: str(cls.__name__))
-@settings(max_examples=40)
+@examples(40)
 @given(st.data())
 def test_every_message_survives_the_round_trip(cls: type, data: st.DataObject) -> None:
     message = data.draw(values(cls))

@@ -127,6 +127,28 @@ def test_every_step_is_acknowledged_with_the_workers_epoch() -> None:
     assert ("worker-0", StepsAcknowledged(0, 3, 1)) in bench.mailbox.sent
 
 
+def test_a_step_is_acknowledged_until_the_worker_is_reached() -> None:
+    bench = Bench()
+    bench.mailbox.unreachable.add("worker-0")
+    bench.step({"a": "x"}, starts=(start("a"),))
+    bench.step({"a": "y"})
+    assert bench.mailbox.of_type(StepsAcknowledged) == []
+    bench.mailbox.unreachable.clear()
+    for _ in range(2):
+        bench.detokenizer.serve_once(timeout_seconds=0.0)
+    assert bench.mailbox.of_type(StepsAcknowledged) == [StepsAcknowledged(0, EPOCH, 2)]
+
+
+def test_the_next_worker_is_not_told_what_a_dead_one_was_owed() -> None:
+    bench = Bench()
+    bench.mailbox.unreachable.add("worker-0")
+    bench.step({"a": "x"}, starts=(start("a"),))
+    bench.mailbox.unreachable.clear()
+    bench.revive_worker(EPOCH + 1)
+    bench.detokenizer.serve_once(timeout_seconds=0.0)
+    assert bench.mailbox.of_type(StepsAcknowledged) == []
+
+
 def test_an_end_token_counts_and_is_not_shown() -> None:
     bench = Bench()
     bench.step({"a": "x"}, starts=(start("a"),))

@@ -1,6 +1,8 @@
 """What is refused before any process starts: one sentence that names the flag and the way out."""
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,16 @@ def test_a_model_is_named_or_is_a_directory_with_a_config(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text("{}")
     for hf_model in ("demo", "org/model", str(tmp_path)):
         checked(hf_model)
+
+
+@pytest.mark.parametrize("name", ["pidfd_open", "memfd_create"])
+def test_a_python_that_lacks_what_the_launcher_needs_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delattr(os, name)
+    sentence = refusal("demo")
+    assert sys.executable in sentence
+    assert f"lacks os.{name}: make the environment with" in sentence
 
 
 def test_no_model_is_refused() -> None:

@@ -1,6 +1,6 @@
 """How many deaths are mended."""
 
-from shared.launching.supervision import RESTART_WINDOW_SECONDS, DeathCount
+from shared.launching.death_count import RESTART_WINDOW_SECONDS, DeathCount
 
 
 def test_deaths_are_mended_up_to_the_limit() -> None:
