@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from gpu_worker.batch import Batch, Span, over_fixed_inputs
+from gpu_worker.linears.joined import joining_pass
 from gpu_worker.linears.lazy_logits import LazyLogits
 from gpu_worker.linears.native import NativeLinear
 from shared.errors import EXIT_CONFIGURATION, FatalError
@@ -49,7 +50,7 @@ _OPTIONS = {
     "size_asserts": False,  # checks of its own code, in every call
     "alignment_asserts": False,
     # What takes more operations than this is computed once for all who read it: RoPE's angles.
-    "realize_opcount_threshold": 8,
+    "realize_opcount_threshold": 5,
 }
 
 
@@ -110,6 +111,7 @@ class CompiledForward:
 
 def compiled(function: Callable[..., torch.Tensor], options: dict[str, Any]) -> Any:
     """The function, which is compiled in its first calls, whole or not at all."""
+    options = {**options, "post_grad_custom_pre_pass": joining_pass()}
     return torch.compile(_own(function), fullgraph=True, options=options)
 
 

@@ -1,6 +1,7 @@
 """Paged attention by the native CPU kernel: contexts are read where they lie, and never copied.
 
-It does every rule of `AttentionRules`, for prompts as for single tokens, in float32 arithmetic.
+It does every rule of `AttentionRules`, for prompts as for single tokens, in float32 arithmetic; or
+by the matrix unit, where there is one, from bfloat16 keys and values, with sums in float32.
 """
 
 import logging
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 class _Layer:
     """The tensors own the memory that the structure points to."""
 
-    keys: torch.Tensor  # [blocks, Hkv, Dk, 16]: the kernel reads 16 keys at once
-    values: torch.Tensor  # [blocks, Hkv, 16, Dv]
+    keys: torch.Tensor  # [blocks, Hkv, Dk, 16], or for the matrix unit [blocks, Hkv, Dk / 2, 16, 2]
+    values: torch.Tensor  # [blocks, Hkv, 16, Dv], or [blocks, Hkv, Dv / 16, 8, 16, 2]
     pool: Pool
 
 
@@ -38,7 +39,7 @@ class CpuPagedAttention:
     def __init__(self, kernels: Kernels, geometry: KVGeometry, num_blocks: int) -> None:
         self._kernels = kernels
         self._layers = [
-            _layer(layer, num_blocks + 1, geometry.dtype)  # and the scratch block
+            _layer(kernels, layer, num_blocks + 1, geometry.dtype)  # and the scratch block
             for layer in geometry.layers
         ]
         self._spans = Spans()
@@ -108,11 +109,20 @@ def _misfit(geometry: KVGeometry, num_query_heads: Sequence[int]) -> str | None:
     return None
 
 
-def _layer(geometry: LayerGeometry, num_blocks: int, dtype: torch.dtype) -> _Layer:
+def _layer(
+    kernels: Kernels, geometry: LayerGeometry, num_blocks: int, dtype: torch.dtype
+) -> _Layer:
+    """An empty pool in the layout for the fastest arithmetic that it can have here."""
     heads, key_size, value_size = geometry.num_kv_heads, geometry.key_size, geometry.value_size
-    keys = torch.zeros(num_blocks, heads, key_size, BLOCK_SIZE, dtype=dtype)
-    values = torch.zeros(num_blocks, heads, BLOCK_SIZE, value_size, dtype=dtype)
-    pool = Pool(keys.data_ptr(), values.data_ptr(), TYPES[dtype], heads, key_size, value_size)
+    is_tiled = kernels.can_tile(dtype, key_size, value_size)
+    key_shape = (key_size // 2, BLOCK_SIZE, 2) if is_tiled else (key_size, BLOCK_SIZE)
+    tiles = (value_size // 16, BLOCK_SIZE // 2, 16, 2)
+    value_shape = tiles if is_tiled else (BLOCK_SIZE, value_size)
+    keys = torch.zeros(num_blocks, heads, *key_shape, dtype=dtype)
+    values = torch.zeros(num_blocks, heads, *value_shape, dtype=dtype)
+    pool = Pool(
+        keys.data_ptr(), values.data_ptr(), TYPES[dtype], heads, key_size, value_size, is_tiled
+    )
     return _Layer(keys, values, pool)
 
 

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileBytes = 64;  // of a row of a tile
+constexpr int64_t kAheadTiles = 2;  // pairs of tiles of weights that are fetched before their turn
 
 // True once the kernel lets this process use the tiles; Linux asks for that since 5.16.
 inline bool request_tiles() {
@@ -50,6 +51,13 @@ WITH_TILES inline void set_up_tiles() {
 
 WITH_TILES inline void release_tiles() { _tile_release(); }
 
+// Two tiles of weights, which loading a tile would wait for: it fetches nothing ahead by itself.
+inline void fetch_tiles(const uint8_t* weights) {
+  for (int64_t line = 0; line < 2 * kTileRows; line++) {
+    _mm_prefetch(reinterpret_cast<const char*>(weights + line * kTileBytes), _MM_HINT_T0);
+  }
+}
+
 // Tile numbers must be constants: hence macros. Signed rows times unsigned weights, or bfloat16.
 #define ADD_TILE_PRODUCTS(sums, rows, weights) \
   if (is_integer) {                            \
@@ -58,10 +66,11 @@ WITH_TILES inline void release_tiles() { _tile_release(); }
     _tile_dpbf16ps(sums, rows, weights);       \
   }
 
-// sums[row][column], 16 or 32 rows by 32 columns: rows, `row_stride` bytes apart, times weights
-// [num_words, 32] of four bytes each, where `num_words` is a multiple of 16.
+// sums[row][column], 16 or 32 rows by 32 columns: rows in tiles [words / 16, 16, 64], the second
+// 16 rows `second` bytes behind the first, times weights [num_words, 32] of four bytes each, where
+// `num_words` is a multiple of 16.
 template <bool is_integer, bool has_two>
-WITH_TILES void multiply_tiles(const uint8_t* rows, int64_t row_stride, const uint8_t* weights,
+WITH_TILES void multiply_tiles(const uint8_t* rows, int64_t second, const uint8_t* weights,
                                int64_t num_words, void* sums) {
   constexpr int64_t kWeightStride = 2 * kTileBytes, kSumStride = 2 * kTileBytes;
   _tile_zero(0);
@@ -72,13 +81,15 @@ WITH_TILES void multiply_tiles(const uint8_t* rows, int64_t row_stride, const ui
   }
   for (int64_t word = 0; word < num_words; word += kTileRows) {
     const uint8_t* const now = weights + word * kWeightStride;
-    _tile_loadd(4, rows + word * 4, row_stride);
+    const uint8_t* const tile = rows + word * kTileBytes;
+    fetch_tiles(now + kAheadTiles * 2 * kTileRows * kTileBytes);
+    _tile_loadd(4, tile, kTileBytes);
     _tile_loadd(6, now, kWeightStride);
     _tile_loadd(7, now + kTileBytes, kWeightStride);
     ADD_TILE_PRODUCTS(0, 4, 6)
     ADD_TILE_PRODUCTS(1, 4, 7)
     if (has_two) {
-      _tile_loadd(5, rows + kTileRows * row_stride + word * 4, row_stride);
+      _tile_loadd(5, tile + second, kTileBytes);
       ADD_TILE_PRODUCTS(2, 5, 6)
       ADD_TILE_PRODUCTS(3, 5, 7)
     }

@@ -19,7 +19,7 @@ _address, _integer, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
 class Pool(ctypes.Structure):
-    """One layer's keys [blocks, Hkv, Dk, 16] and values [blocks, Hkv, 16, Dv]."""
+    """One layer's keys and values, in one of the two layouts that the C++ file describes."""
 
     _fields_ = (
         ("keys", _address),
@@ -28,6 +28,7 @@ class Pool(ctypes.Structure):
         ("num_kv_heads", _integer),
         ("key_size", _integer),
         ("value_size", _integer),
+        ("is_tiled", _integer),
     )
 
 
@@ -75,7 +76,14 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._attend = library.paged_attention
         self._attend.argtypes = [ctypes.POINTER(structure) for structure in (Pool, Spans, Call)]
-        self._attend.restype = ctypes.c_int64
+        self._attend.restype = _integer
+        self._can_tile = library.can_tile
+        self._can_tile.argtypes = [_integer] * 3
+        self._can_tile.restype = _integer
+
+    def can_tile(self, dtype: torch.dtype, key_size: int, value_size: int) -> bool:
+        """Whether this machine's matrix unit can serve heads of this precision and these sizes."""
+        return bool(self._can_tile(TYPES[dtype], key_size, value_size))
 
     def paged_attention(self, pool: Pool, spans: Spans, call: Call) -> int:
         """Writes the step's keys and values, attends; returns how many tokens were written."""

@@ -25,15 +25,14 @@ constexpr int64_t kMaxRows = 12;   // of a tile of vectors, whose sums fill the 
 constexpr int64_t kTiledRows = 9;  // so many are worth tiles of the matrix unit
 constexpr int64_t kItemRows = 96;  // of one thread's turn at a block
 constexpr int64_t kAhead = 2304;   // bytes of a weight that are fetched before they are needed
-constexpr int64_t kGap = 64;       // bytes: rows at 4096 bytes' distance would share cache lines
 constexpr int64_t kSerial = 1 << 17;  // fewer products take less time than a second thread
 constexpr int64_t kSerialRows = 8;    // fewer rows are quantised by one thread
 
 struct Quantized {  // the input's rows
-  int64_t num_rows, num_groups, stride;  // the last group may be filled up with zeros
-  std::vector<int8_t> integers;          // [rows or more, stride]
-  std::vector<float> scales;             // [rows]
-  std::vector<float> sums;               // [rows, groups]
+  int64_t num_rows, num_groups;  // the last group may be filled up with zeros
+  ByteRows integers;
+  std::vector<float> scales;  // [rows]
+  std::vector<float> sums;    // [rows, groups]
 };
 
 // A multiply-add of 64 pairs of bytes into 16 sums; the compiler's own form of it spills registers.
@@ -41,19 +40,22 @@ inline void add_products(__m512i& sums, __m512i weights, __m512i activations) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(activations));
 }
 
-inline float sum_of(const int8_t* group) {
+inline float sum_of(__m512i group) {
   __m512i sums = _mm512_setzero_si512();
-  add_products(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(group));
+  add_products(sums, _mm512_set1_epi8(1), group);
   return static_cast<float>(_mm512_reduce_add_epi32(sums));
 }
 
 template <class T>
 void quantize_row_of(const Input& input, int64_t row, Quantized& to) {
   const T* from = static_cast<const T*>(input.rows) + row * input.in_features;
-  int8_t* const integers = to.integers.data() + row * to.stride;
-  to.scales[row] = quantize_row(from, input.in_features, to.num_groups * kGroup, integers);
-  float* const sums = to.sums.data() + row * to.num_groups;
-  for (int64_t g = 0; g < to.num_groups; g++) sums[g] = sum_of(integers + g * kGroup);
+  uint8_t* group = to.integers.row(row);
+  float* sum = to.sums.data() + row * to.num_groups;
+  to.scales[row] = quantize_row(from, input.in_features, [&](__m512i integers) {
+    _mm512_store_si512(group, integers);
+    *sum++ = sum_of(integers);
+    group += to.integers.step;
+  });
 }
 
 // Bytes to numbers: the low halves, and the high ones, which stay where they are and count 16 times.
@@ -83,7 +85,7 @@ using Totals = float (*)[kOutputs];  // of each row, without its scale and the b
 // Adds what R rows make of a block's groups.
 template <int R>
 void multiply_rows(const Quantized& input, int64_t row, const uint8_t* group, Totals totals) {
-  const int8_t* x = input.integers.data() + row * input.stride;
+  const uint8_t* x = input.integers.row(row);
   const float* sums = input.sums.data() + row * input.num_groups;
   for (int64_t g = 0; g < input.num_groups; g++, group += kGroupBytes, x += kGroup) {
     __m512i low[R], high[R];
@@ -98,7 +100,7 @@ void multiply_rows(const Quantized& input, int64_t row, const uint8_t* group, To
 #pragma GCC unroll 12
       for (int r = 0; r < R; r++) {
         int32_t four;
-        std::memcpy(&four, x + r * input.stride + quad * 4, 4);
+        std::memcpy(&four, x + r * input.integers.stride + quad * 4, 4);
         add_products(low[r], first, _mm512_set1_epi32(four));
         add_products(high[r], second, _mm512_set1_epi32(four));
       }
@@ -118,14 +120,14 @@ void multiply_in_tiles(const Quantized& input, int64_t row, int64_t count, const
   alignas(64) uint8_t numbers[2 * kNumberBytes];
   alignas(64) int32_t products[2 * kTileRows * kOutputs];
   const auto multiply = count > kTileRows ? multiply_tiles<true, true> : multiply_tiles<true, false>;
-  const int8_t* x = input.integers.data() + row * input.stride;
-  for (int64_t g = 0; g < input.num_groups; g++, group += kGroupBytes, x += kGroup) {
+  const uint8_t* x = input.integers.row(row);
+  for (int64_t g = 0; g < input.num_groups; g++, group += kGroupBytes, x += input.integers.step) {
     for (int64_t quad = 0; quad < kQuads; quad++) {
       const __m512i bytes = _mm512_loadu_si512(group + quad * 64);
       _mm512_store_si512(numbers + quad * 128, low_halves(bytes));
       _mm512_store_si512(numbers + quad * 128 + 64, high_halves(bytes));
     }
-    multiply(reinterpret_cast<const uint8_t*>(x), input.stride, numbers, kQuads, products);
+    multiply(x, input.integers.group, numbers, kQuads, products);
     const Meta of_low(group, 0), of_high(group, 1);
     for (int64_t r = 0; r < count; r++) {
       const float sum = input.sums[(row + r) * input.num_groups + g];
@@ -165,9 +167,9 @@ void multiply_block(const Block& block, const Quantized& input, int64_t first, i
   const int64_t num_tiles = (end - first + most - 1) / most;
   const uint8_t* const groups =
       block.layer->weight + block.first / kOutputs * input.num_groups * kGroupBytes;
-  for (int64_t tile = 0; tile < num_tiles; tile++) {
-    const int64_t row = first + (end - first) * tile / num_tiles;
-    const int64_t count = first + (end - first) * (tile + 1) / num_tiles - row;
+  const int64_t height = in_tiles ? most : (end - first + num_tiles - 1) / num_tiles;
+  for (int64_t row = first; row < end; row += height) {
+    const int64_t count = std::min(height, end - row);
     std::memset(totals, 0, count * sizeof totals[0]);
     if (in_tiles) {
       multiply_in_tiles(input, row, count, groups, totals);
@@ -195,17 +197,16 @@ void run(const Layer* layers, int64_t num_layers, const Input& input) {
   Quantized& rows = quantized;              // of this thread, for all
   rows.num_rows = input.num_rows;
   rows.num_groups = (input.in_features + kGroup - 1) / kGroup;
-  rows.stride = rows.num_groups * kGroup + kGap;
-  rows.integers.resize((rows.num_rows + 2 * kTileRows) * rows.stride);  // tiles read whole tiles
+  const bool in_tiles = rows.num_rows >= kTiledRows && has_tiles();
+  rows.integers.arrange(rows.num_rows, input.in_features, in_tiles);
   rows.scales.resize(rows.num_rows);
   rows.sums.resize(rows.num_rows * rows.num_groups);
   const std::vector<Block> blocks = blocks_of(layers, num_layers);
   const int64_t num_parts = (rows.num_rows + kItemRows - 1) / kItemRows;
   const int64_t num_items = blocks.size() * num_parts;
-  const int64_t cost = rows.num_rows * rows.stride * blocks.size() * kOutputs;
+  const int64_t cost = rows.num_rows * rows.num_groups * kGroup * blocks.size() * kOutputs;
   const int64_t num_threads = cost < kSerial ? 1 : input.num_threads;
   const bool is_few = rows.num_rows < kSerialRows;
-  const bool in_tiles = rows.num_rows >= kTiledRows && has_tiles();
   if (is_few) {
     for (int64_t row = 0; row < rows.num_rows; row++) quantize_row_of<T>(input, row, rows);
   }
@@ -218,9 +219,9 @@ void run(const Layer* layers, int64_t num_layers, const Input& input) {
     if (in_tiles) set_up_tiles();
 #pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < num_items; i++) {
-      const int64_t part = i % num_parts;
-      multiply_block<T>(blocks[i / num_parts], rows, rows.num_rows * part / num_parts,
-                        rows.num_rows * (part + 1) / num_parts, in_tiles);
+      const int64_t first = i % num_parts * kItemRows;
+      const int64_t end = std::min(first + kItemRows, rows.num_rows);
+      multiply_block<T>(blocks[i / num_parts], rows, first, end, in_tiles);
     }
     if (in_tiles) release_tiles();
   }

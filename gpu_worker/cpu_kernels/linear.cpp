@@ -13,17 +13,13 @@
 #include <omp.h>
 
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "amx.h"
 #include "layers.h"
+#include "outputs.h"
 #include "rows.h"
-
-// Mirrored, field by field, in linear.py.
-struct Best {  // of each row, the largest output and the first place of it; NaN if there is a NaN
-  float* values;
-  int64_t* places;
-};
 
 namespace {
 
@@ -39,13 +35,10 @@ constexpr int64_t kSerial = 1 << 15;  // fewer words times outputs take less tim
 constexpr int64_t kSerialRows = 8;    // fewer rows are prepared by one thread
 
 struct Rows {  // the input, as a kind of weight multiplies it
-  int64_t num_rows, size, stride, num_words;  // bytes of a row, and from one row to the next
-  std::vector<uint8_t> numbers;         // [rows or more, stride], zeros behind a row's end
-  std::vector<float> scales;            // [rows], of bytes
-  std::vector<int32_t> corrections;     // [rows], of bytes: -128 times the sum
-
-  uint8_t* row(int64_t r) { return numbers.data() + r * stride; }
-  const uint8_t* row(int64_t r) const { return numbers.data() + r * stride; }
+  int64_t num_rows, size, num_words;  // bytes of a row, zeros behind its end, and words
+  ByteRows numbers;
+  std::vector<float> scales;         // [rows], of bytes
+  std::vector<int32_t> corrections;  // [rows], of bytes: -128 times the sum
 };
 
 // ── kinds of weights ────────────────────────────────────────────────────────────────────────────
@@ -57,7 +50,7 @@ struct Floats {  // T is what is fed and given back
   static constexpr bool kHasTiles = false, kIsInteger = false;
 
   static void prepare(const T* from, int64_t size, int64_t row, Rows& to) {
-    float* const numbers = reinterpret_cast<float*>(to.row(row));
+    float* const numbers = reinterpret_cast<float*>(to.numbers.row(row));
     read(from, size, 1.f, numbers);
   }
   static Sums zero() { return _mm512_setzero_ps(); }
@@ -73,8 +66,14 @@ struct BFloat16s {
   static constexpr bool kHasTiles = true, kIsInteger = false;
 
   static void prepare(const BFloat16* from, int64_t size, int64_t row, Rows& to) {
-    std::memcpy(to.row(row), from, 2 * size);
-    std::memset(to.row(row) + 2 * size, 0, to.size - 2 * size);
+    uint8_t* piece = to.numbers.row(row);
+    int64_t rest = 2 * size;
+    for (; rest >= kPiece; rest -= kPiece, from += kPiece / 2, piece += to.numbers.step) {
+      std::memcpy(piece, from, kPiece);
+    }
+    if (rest == 0) return;
+    std::memset(piece, 0, kPiece);
+    std::memcpy(piece, from, rest);
   }
   static __m512 finish(const Layer&, const Rows&, int64_t, int64_t, Sums sums) { return sums; }
 };
@@ -86,12 +85,13 @@ struct Bytes {
   static constexpr bool kHasTiles = true, kIsInteger = true;
 
   static void prepare(const T* from, int64_t size, int64_t row, Rows& to) {
-    int8_t* const integers = reinterpret_cast<int8_t*>(to.row(row));
-    to.scales[row] = quantize_row(from, size, to.size, integers);
+    uint8_t* piece = to.numbers.row(row);
     __m512i sum = _mm512_setzero_si512();
-    for (int64_t i = 0; i < to.size; i += kTileBytes) {
-      sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(integers + i));
-    }
+    to.scales[row] = quantize_row(from, size, [&](__m512i integers) {
+      _mm512_store_si512(piece, integers);
+      sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), integers);
+      piece += to.numbers.step;
+    });
     to.corrections[row] = -128 * _mm512_reduce_add_epi32(sum);
   }
   static Sums zero() { return _mm512_setzero_si512(); }
@@ -106,57 +106,20 @@ struct Bytes {
   }
 };
 
-// ── what becomes of 16 outputs of a row ─────────────────────────────────────────────────────────
-
-template <class T>
-struct Stored {
-  const Layer& layer;
-
-  void take(int64_t row, int64_t column, __m512 y) const {
-    T* const to = static_cast<T*>(layer.output) + row * layer.out_features + column;
-    store(to, first_lanes(layer.out_features - column), y);
-  }
-};
-
-inline __m512 rounded(__m512 y, float) { return y; }
-template <class T>
-__m512 rounded(__m512 y, T) { return widen(narrow(y, T()), T()); }
-
-struct alignas(64) Leaders {  // the best of each lane so far
-  float values[kBlock];
-  int32_t places[kBlock];
-  int32_t has_nan;
-};
-
-template <class T>
-struct BestOnly {
-  const Layer& layer;
-  Leaders* leaders;  // of this thread, one a row
-
-  void take(int64_t row, int64_t column, __m512 y) const {
-    Leaders& leader = leaders[row];
-    y = rounded(y, T());  // as it would have been stored
-    const __mmask16 lanes = first_lanes(layer.out_features - column);
-    const __m512 best = _mm512_load_ps(leader.values);
-    leader.has_nan |= _mm512_mask_cmp_ps_mask(lanes, y, y, _CMP_UNORD_Q);
-    const __mmask16 better = _mm512_mask_cmp_ps_mask(lanes, y, best, _CMP_GT_OQ);
-    _mm512_mask_store_ps(leader.values, better, y);
-    const __m512i places = _mm512_add_epi32(
-        _mm512_set1_epi32(static_cast<int32_t>(column)),
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    _mm512_mask_store_epi32(leader.places, better, places);
-  }
-};
-
-template <class Numbers, class End>
-inline void finish_vector(const Layer& layer, const Rows& input, int64_t row, int64_t column,
-                          typename Numbers::Sums sums, const End& end) {
-  __m512 y = Numbers::finish(layer, input, row, column, sums);
-  if (layer.bias) y = _mm512_add_ps(y, load(layer.bias + column));
-  end.take(row, column, y);
-}
-
 // ── strips ──────────────────────────────────────────────────────────────────────────────────────
+
+// What a row and the strip's 32 outputs have come to.
+template <class Numbers, class End>
+inline void finish(const Layer& layer, const Rows& input, int64_t row, int64_t column,
+                   typename Numbers::Sums low, typename Numbers::Sums high, const End& end) {
+  __m512 first = Numbers::finish(layer, input, row, column, low);
+  __m512 second = Numbers::finish(layer, input, row, column + kBlock, high);
+  if (layer.bias) {
+    first = _mm512_add_ps(first, load(layer.bias + column));
+    second = _mm512_add_ps(second, load(layer.bias + column + kBlock));
+  }
+  end.take(row, column, first, second);
+}
 
 template <class Numbers>
 struct Part {  // of the words of a strip, when all at once would not stay in the cache
@@ -177,7 +140,7 @@ template <int R, class Numbers, class End>
 void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t column,
                    const Part<Numbers>& part, const End& end) {
   const uint8_t* const weight = layer.weight + column * input.num_words * 4;
-  const uint8_t* const rows = input.row(row);
+  const uint8_t* const rows = input.numbers.row(row);
   typename Numbers::Sums low[R], high[R];
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++) {
@@ -194,7 +157,7 @@ void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t c
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
       int32_t bits;
-      std::memcpy(&bits, rows + r * input.stride + word * 4, sizeof bits);
+      std::memcpy(&bits, rows + r * input.numbers.stride + word * 4, sizeof bits);
       const __m512i broadcast = _mm512_set1_epi32(bits);
       Numbers::add(low[r], first, broadcast);
       Numbers::add(high[r], second, broadcast);
@@ -207,8 +170,7 @@ void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t c
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++) {
-    finish_vector<Numbers>(layer, input, row + r, column, low[r], end);
-    finish_vector<Numbers>(layer, input, row + r, column + kBlock, high[r], end);
+    finish<Numbers>(layer, input, row + r, column, low[r], high[r], end);
   }
 }
 
@@ -258,10 +220,9 @@ void multiply_strip_in_tiles(const Layer& layer, const Rows& input, int64_t colu
     const int64_t count = std::min<int64_t>(input.num_rows - start, 2 * kTileRows);
     const auto multiply = count > kTileRows ? multiply_tiles<Numbers::kIsInteger, true>
                                             : multiply_tiles<Numbers::kIsInteger, false>;
-    multiply(input.row(start), input.stride, weight, input.num_words, sums);
+    multiply(input.numbers.row(start), input.numbers.group, weight, input.num_words, sums);
     for (int64_t r = 0; r < count; r++) {
-      finish_vector<Numbers>(layer, input, start + r, column, sums[r][0], end);
-      finish_vector<Numbers>(layer, input, start + r, column + kBlock, sums[r][1], end);
+      finish<Numbers>(layer, input, start + r, column, sums[r][0], sums[r][1], end);
     }
   }
 }
@@ -281,34 +242,14 @@ std::vector<Strip> strips_of(const Layer* layers, int64_t num_layers) {
   return all;
 }
 
-// The first place of the largest number of a row, among what the threads found.
-void choose(const std::vector<Leaders>& leaders, int64_t num_rows, const Best& best) {
-  for (int64_t row = 0; row < num_rows; row++) {
-    float value = -INFINITY;
-    int64_t place = 0;
-    bool has_nan = false;
-    for (size_t i = row; i < leaders.size(); i += num_rows) {
-      has_nan |= leaders[i].has_nan != 0;
-      for (int64_t lane = 0; lane < kBlock; lane++) {
-        const float found = leaders[i].values[lane];
-        const int64_t at = leaders[i].places[lane];
-        if (found > value || (found == value && at < place)) value = found, place = at;
-      }
-    }
-    best.values[row] = has_nan ? NAN : value;
-    best.places[row] = place;
-  }
-}
-
 template <class Numbers, class T>
-Rows& rows_of(const Input& input) {
+Rows& rows_of(const Input& input, bool in_tiles) {
   static thread_local Rows rows;  // keeps its memory from call to call
   constexpr int64_t kBytes = Numbers::kIsInteger ? 1 : Numbers::kHasTiles ? 2 : 4;  // of a number
   rows.num_rows = input.num_rows;
   rows.size = round_up(input.in_features * kBytes, Numbers::kPadding);
-  rows.stride = rows.size + kTileBytes;  // lest rows of a power of two share sets of the cache
   rows.num_words = rows.size / 4;
-  rows.numbers.resize(round_up(rows.num_rows, 2 * kTileRows) * rows.stride);
+  rows.numbers.arrange(rows.num_rows, rows.size, in_tiles);
   rows.scales.resize(rows.num_rows);
   rows.corrections.resize(rows.num_rows);
   return rows;
@@ -330,13 +271,13 @@ void multiply(const Strip& strip, const Rows& rows, bool in_tiles, Leaders* lead
 
 template <class Numbers, class T>
 void run(const Layer* layers, int64_t num_layers, const Input& input, const Best* best) {
-  Rows& rows = rows_of<Numbers, T>(input);
   const std::vector<Strip> strips = strips_of(layers, num_layers);
+  const int64_t few = Numbers::kIsInteger ? kTiledRows : 0;
+  const bool in_tiles = Numbers::kHasTiles && input.num_rows >= few && has_tiles();
+  Rows& rows = rows_of<Numbers, T>(input, in_tiles);
   const int64_t num_strips = strips.size();
   const int64_t cost = rows.num_rows * rows.num_words * num_strips * kColumns;
   const int64_t num_threads = cost < kSerial ? 1 : input.num_threads;
-  const int64_t few = Numbers::kIsInteger ? kTiledRows : 0;
-  const bool in_tiles = Numbers::kHasTiles && rows.num_rows >= few && has_tiles();
   std::vector<Leaders> leaders;
   if (best) {
     leaders.resize(num_threads * rows.num_rows);

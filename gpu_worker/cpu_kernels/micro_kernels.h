@@ -1,14 +1,13 @@
 // One split of one context, for a few query rows at once: scores, weights, weighted values.
 #pragma once
 #include <cmath>
+#include <vector>
 
-#include "vectors.h"
+#include "tokens.h"
 
 namespace {
 
-constexpr int64_t kSplit = 256;   // keys: scores of kMaxRows rows stay in the first-level cache
-constexpr int64_t kMaxRows = 8;   // rows that a micro-kernel holds in registers
-constexpr int64_t kPadding = 64;  // floats: rows of results hold whole groups of vectors
+constexpr int64_t kSplit = 256;  // keys: scores of a few rows stay in the first-level cache
 
 struct Row {           // one query head of one token
   int64_t first, end;  // positions that it sees
@@ -18,6 +17,10 @@ struct Row {           // one query head of one token
 // the values, in rows of the context's `width`.
 struct Sums {
   float *max, *sum, *values;
+
+  Sums from(int64_t row, int64_t width) const {
+    return {max + row, sum + row, values + row * width};
+  }
 };
 
 template <class T>
@@ -25,7 +28,7 @@ struct Context {  // one head of the pool, as one sequence sees it
   const T *pool_keys, *pool_values;
   int64_t key_step, value_step;  // elements from one block of the pool to the next
   int64_t key_size, value_size, width;
-  float softcap;
+  float scaling, softcap;
   const int32_t* table;
 
   const T* keys(int64_t block) const { return pool_keys + table[block] * key_step; }
@@ -35,6 +38,21 @@ struct Context {  // one head of the pool, as one sequence sees it
 inline __mmask16 lanes_of(const Row& seen, int64_t block) {
   const int64_t start = block * kBlock;
   return first_lanes(seen.end - start) & ~first_lanes(seen.first - start);
+}
+
+// What each of some rows sees of a split, and all of them together; a row that sees nothing of it
+// sums to 0.
+inline Row seen_in(int64_t split, const Row* rows, int64_t count, Row* seen, float* sums) {
+  const int64_t start = split * kSplit, stop = start + kSplit;
+  Row all = {stop, start};
+  for (int64_t r = 0; r < count; r++) {
+    seen[r] = {std::max(rows[r].first, start), std::min(rows[r].end, stop)};
+    sums[r] = 0.f;
+    if (seen[r].first >= seen[r].end) continue;
+    all.first = std::min(all.first, seen[r].first);
+    all.end = std::max(all.end, seen[r].end);
+  }
+  return all;
 }
 
 // scores[r][key] of N blocks; what is read next is fetched meanwhile.
@@ -153,18 +171,10 @@ void attend_split(const Context<T>& context, const Row* rows, const float* queri
                   const Sums& sums) {
   alignas(64) float scores[R * kSplit];
   Row seen[R];
-  const int64_t start = split * kSplit, stop = start + kSplit;
-  int64_t first = stop, end = start;  // seen by any row
-  for (int r = 0; r < R; r++) {
-    seen[r] = {std::max(rows[r].first, start), std::min(rows[r].end, stop)};
-    sums.sum[r] = 0.f;
-    if (seen[r].first >= seen[r].end) continue;
-    first = std::min(first, seen[r].first);
-    end = std::max(end, seen[r].end);
-  }
+  const auto [first, end] = seen_in(split, rows, R, seen, sums.sum);
   if (first >= end) return;
   const int64_t block = first / kBlock, end_block = (end - 1) / kBlock + 1;
-  float* const first_scores = scores + block * kBlock - start;
+  float* const first_scores = scores + block * kBlock - split * kSplit;
   score<R>(context, block, end_block, queries, first_scores);
   for (int r = 0; r < R; r++) {
     float* const row = first_scores + r * kSplit;
@@ -175,5 +185,67 @@ void attend_split(const Context<T>& context, const Row* rows, const float* queri
     weigh<R, V>(context, split, column, first, end, scores, sums.values);
   }
 }
+
+// What a thread needs for attention by vectors, over a pool of any type.
+template <class T>
+class Vectors {
+ public:
+  using Number = T;                      // of the pool
+  static constexpr int64_t kMaxRows = 8;   // that `attend` takes: so many fit in registers
+  static constexpr int64_t kPadding = 64;  // floats: rows of results hold whole groups of vectors
+
+  // Before a thread's first call, of so many rows at once at most, and after its last.
+  static void begin(int64_t) {}
+  static void end() {}
+
+  // One head of one token as it lies in a block of the pool: keys are [Dk, 16], values [16, Dv].
+  static void write_key(const float* row, int64_t size, int64_t offset, T* block) {
+    T* const column = block + offset;
+    for (int64_t d = 0; d < size; d += kBlock) {
+      T converted[kBlock];
+      store(converted, 0xffff, load(row + d));
+      const int64_t end = std::min(kBlock, size - d);
+      for (int64_t i = 0; i < end; i++) column[(d + i) * kBlock] = converted[i];
+    }
+  }
+  static void write_value(const float* row, int64_t size, int64_t offset, T* block) {
+    write(row, size, 1.f, block + offset * size);
+  }
+
+  // Makes room for the queries of so many rows, which `read_query` then fills one by one.
+  void arrange(int64_t num_rows, int64_t size, int64_t type) {
+    size_ = size;
+    type_ = type;
+    queries_.resize(num_rows * size);
+  }
+  void read_query(const Tokens& tokens, int64_t head, int64_t token, int64_t r, float scaling) {
+    read_token(tokens, type_, head, token, size_, scaling, queries_.data() + r * size_);
+  }
+
+  // Before rows attend to keys `first` to `end` - 1, which are of one split.
+  void begin_split(const Context<T>&, int64_t, int64_t) {}
+  // Afterwards: which keys are next, so that they may be fetched meanwhile.
+  void look_ahead(const Context<T>&, int64_t, int64_t) {}
+
+  // One split of the context for `count` rows from row `r` on, into `sums` from its start.
+  void attend(const Context<T>& context, const Row* rows, int64_t r, int64_t count, int64_t split,
+              const Sums& sums) const {
+    const float* const query = queries_.data() + r * size_;
+    switch (count) {
+      case 1: return attend_split<1>(context, rows + r, query, split, sums);
+      case 2: return attend_split<2>(context, rows + r, query, split, sums);
+      case 3: return attend_split<3>(context, rows + r, query, split, sums);
+      case 4: return attend_split<4>(context, rows + r, query, split, sums);
+      case 5: return attend_split<5>(context, rows + r, query, split, sums);
+      case 6: return attend_split<6>(context, rows + r, query, split, sums);
+      case 7: return attend_split<7>(context, rows + r, query, split, sums);
+      default: return attend_split<8>(context, rows + r, query, split, sums);
+    }
+  }
+
+ private:
+  int64_t size_ = 0, type_ = 0;
+  std::vector<float> queries_;  // [rows, Dk], scaled
+};
 
 }  // namespace

@@ -1,13 +1,16 @@
-// Attention over a paged pool of keys and values, for AVX-512: see native.py for the Python side.
+// Attention over a paged pool of keys and values, for AVX-512: see attention.py for the Python side.
 //
-// Every head of the pool keeps its keys as [blocks, Dk, 16], so that one vector holds 16 keys and no
-// sum runs across lanes, and its values as [blocks, 16, Dv]. Arithmetic is float32 throughout; the
-// pool and the tokens may be float32, bfloat16 or float16.
+// Every head of the pool keeps blocks of 16 keys, and blocks of 16 values, in one of two layouts:
+//
+// - for vectors, of any type: keys as [blocks, Dk, 16], so that one vector holds 16 keys and no sum
+//   runs across lanes, and values as [blocks, 16, Dv]; arithmetic is float32 throughout;
+// - for the matrix unit, of bfloat16: keys as [blocks, Dk / 2, 16, 2] and values as
+//   [blocks, Dv / 16, 8, 16, 2], which are lines of its tiles; it sums in float32.
 //
 // A context is cut at fixed positions, every kSplit keys (Flash-Decoding, Dao et al., 2023), and the
-// parts are merged in order. Every sum runs in the order of positions. So a token's result, bit for
-// bit, depends on its own context only: not on the batch, the number of threads or the chunk of a
-// prompt that it came with.
+// parts are merged in order. Every sum runs in an order that positions alone decide, for prompts as
+// for single tokens. So a token's result, bit for bit, depends on its own context only: not on the
+// batch, the number of threads or the chunk of a prompt that it came with.
 #include <omp.h>
 
 #include <algorithm>
@@ -16,13 +19,15 @@
 #include <vector>
 
 #include "micro_kernels.h"
+#include "tile_kernels.h"
 
-// The four structures below are mirrored, field by field, in native.py.
+// `Tokens` and the three structures below are mirrored, field by field, in attention.py.
 
 struct Pool {  // one layer's keys and values
-  void* keys;    // [blocks, Hkv, Dk, 16]
-  void* values;  // [blocks, Hkv, 16, Dv]
+  void* keys;    // [blocks, Hkv], each a block of Dk x 16 numbers
+  void* values;  // [blocks, Hkv], each a block of 16 x Dv numbers
   int64_t type, num_kv_heads, key_size, value_size;
+  int64_t is_tiled;  // for the matrix unit; 0: for vectors
 };
 
 struct Spans {  // the sequences of a step
@@ -33,11 +38,6 @@ struct Spans {  // the sequences of a step
   const int64_t* tables;   // where the sequence's block table begins in `blocks`
   const int32_t* blocks;
   int64_t num_threads;
-};
-
-struct Tokens {  // [heads, T, size], the last dimension contiguous
-  const void* data;
-  int64_t head_stride, token_stride;  // elements
 };
 
 struct Call {  // one layer's share of a step; 0 or null switches a rule off
@@ -51,21 +51,8 @@ struct Call {  // one layer's share of a step; 0 or null switches a rule off
 
 namespace {
 
-constexpr int64_t kTileRows = 96;     // rows of a prompt that share a pass over the context
+constexpr int64_t kPromptRows = 96;   // rows of a prompt that share a pass over the context
 constexpr int64_t kSerialCost = 512;  // less than this takes less time than a second thread
-
-// One head of one token, as float32 times a factor.
-void read_token(const Tokens& tokens, int64_t type, int64_t head, int64_t token, int64_t size,
-                float factor, float* to) {
-  const int64_t at = head * tokens.head_stride + token * tokens.token_stride;
-  if (type == kFloat32) {
-    read(static_cast<const float*>(tokens.data) + at, size, factor, to);
-  } else if (type == kBFloat16) {
-    read(static_cast<const BFloat16*>(tokens.data) + at, size, factor, to);
-  } else {
-    read(static_cast<const Float16*>(tokens.data) + at, size, factor, to);
-  }
-}
 
 void write_token(const Call& call, int64_t at, const float* from, int64_t size, float factor) {
   if (call.type == kFloat32) {
@@ -87,12 +74,14 @@ struct Item {  // a piece of work for one thread
   int64_t cost_before = 0;    // pairs of a token and a key in all items before
 };
 
-template <class T>
+template <class Kernel>  // Vectors or Tiles
 class LayerStep {
  public:
+  using Number = typename Kernel::Number;
+
   LayerStep(const Pool& pool, const Spans& spans, const Call& call)
       : pool_(pool), spans_(spans), call_(call), group_(call.num_heads / pool.num_kv_heads),
-        width_(round_up(pool.value_size, kPadding)) {
+        width_(round_up(pool.value_size, Kernel::kPadding)) {
     for (int64_t span = 0; span < spans.num_spans; span++) {
       spans.lengths[span] == 1 ? plan_token(span) : plan_prompt(span);
     }
@@ -105,19 +94,22 @@ class LayerStep {
     const int64_t num_threads = cost_ < kSerialCost ? 1 : spans_.num_threads;
 #pragma omp parallel num_threads(num_threads) reduction(+ : num_heads)
     {
+      Kernel::begin(prompts_.empty() ? group_ : kPromptRows);
       if (!prompts_.empty()) {  // every `for` ends in a barrier
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < prompts_.size(); i++) num_heads += write_prompt(prompts_[i]);
       }
       const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-      for (int64_t i = first_item(me, team); i < first_item(me + 1, team); i++) {
-        num_heads += attend(items_[i]);
+      const Item* const end = items_.data() + first_item(me + 1, team);
+      for (const Item* item = items_.data() + first_item(me, team); item < end; item++) {
+        num_heads += attend(*item, item + 1 < end ? item + 1 : nullptr);
       }
       if (!merges_.empty()) {
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < merges_.size(); i++) merge_splits(merges_[i]);
       }
+      Kernel::end();
     }
     return num_heads / pool_.num_kv_heads;
   }
@@ -159,7 +151,7 @@ class LayerStep {
 
   void plan_prompt(int64_t span) {
     const int64_t length = spans_.lengths[span], context = spans_.contexts[span];
-    const int64_t tile = std::max<int64_t>(1, kTileRows / group_);
+    const int64_t tile = std::max<int64_t>(1, kPromptRows / group_);
     for (int64_t head = 0; head < pool_.num_kv_heads; head++) {
       for (int64_t start = context - length; start < context;) {
         const int64_t end = std::min((start / kBlock + 1) * kBlock, context);
@@ -179,13 +171,13 @@ class LayerStep {
   int32_t block_of(int64_t span, int64_t position) const {
     return spans_.blocks[spans_.tables[span] + position / kBlock];
   }
-  T* keys(int32_t block, int64_t head) const {
+  Number* keys(int32_t block, int64_t head) const {
     const int64_t size = kBlock * pool_.key_size;
-    return static_cast<T*>(pool_.keys) + (block * pool_.num_kv_heads + head) * size;
+    return static_cast<Number*>(pool_.keys) + (block * pool_.num_kv_heads + head) * size;
   }
-  T* values(int32_t block, int64_t head) const {
+  Number* values(int32_t block, int64_t head) const {
     const int64_t size = kBlock * pool_.value_size;
-    return static_cast<T*>(pool_.values) + (block * pool_.num_kv_heads + head) * size;
+    return static_cast<Number*>(pool_.values) + (block * pool_.num_kv_heads + head) * size;
   }
 
   // Writes one head of tokens that lie in one block; returns how many.
@@ -203,19 +195,13 @@ class LayerStep {
     const int64_t offset = position % kBlock;
     const int32_t block = block_of(span, position);
     read_token(call_.key, call_.type, head, token, pool_.key_size, 1.f, row.data());
-    T* column = keys(block, head) + offset;
-    for (int64_t d = 0; d < pool_.key_size; d += kBlock) {
-      T converted[kBlock];
-      store(converted, 0xffff, load(row.data() + d));
-      const int64_t end = std::min(kBlock, pool_.key_size - d);
-      for (int64_t i = 0; i < end; i++) column[(d + i) * kBlock] = converted[i];
-    }
+    Kernel::write_key(row.data(), pool_.key_size, offset, keys(block, head));
     read_token(call_.value, call_.type, head, token, pool_.value_size, 1.f, row.data());
-    write(row.data(), pool_.value_size, 1.f, values(block, head) + offset * pool_.value_size);
+    Kernel::write_value(row.data(), pool_.value_size, offset, values(block, head));
   }
 
   // Returns how many heads of tokens it wrote: a single token is written with its last split.
-  int64_t attend(const Item& item) {
+  int64_t attend(const Item& item, const Item* next) {
     const int64_t length = spans_.lengths[item.span], context = spans_.contexts[item.span];
     if (length > 1) {
       attend_tile(item);
@@ -224,36 +210,59 @@ class LayerStep {
     const bool is_last = item.split == (context - 1) / kSplit;
     if (is_last) write_cache(item.span, item.head, context - 1, spans_.starts[item.span]);
     if (item.num_splits > 1) {
-      read_rows(item);
-      attend_rows(item, 0, group_, item.split, part(item.part));
-    } else {
-      attend_token(item);
+      attend_token(item, next, part(item.part));
+    } else {  // sums that need no merging: it would multiply by 1 and add to 0
+      const Sums total = sums_in(room(group_), group_);
+      attend_token(item, next, total);
+      finish(item, total);
     }
     return is_last;
   }
 
-  // A context of one split, whose sums need no merging: it would multiply by 1 and add to 0.
-  void attend_token(const Item& item) const {
-    const Sums total = sums_in(room(group_), group_);
-    read_rows(item);
-    attend_rows(item, 0, group_, item.split, total);
-    finish(item, total);
+  // One split of a single token's context.
+  void attend_token(const Item& item, const Item* next, const Sums& to) const {
+    const std::vector<Row>& rows = read_rows(item);
+    const Context<Number> context = context_of(item);
+    if (next && spans_.lengths[next->span] == 1) look_ahead(*next);
+    begin_split(context, rows, item.split);
+    for (int64_t r = 0; r < group_; r += Kernel::kMaxRows) {
+      const int64_t count = std::min(Kernel::kMaxRows, group_ - r);
+      kernel().attend(context, rows.data(), r, count, item.split, to.from(r, width_));
+    }
   }
 
   // Every split of the context, one after the other, for a tile of rows.
-  void attend_tile(const Item& item) {
+  void attend_tile(const Item& item) const {
     const int64_t num_rows = item.num_tokens * group_;
-    const Sums total = nothing(room(num_rows + kMaxRows), num_rows);
-    const Sums fresh = sums_in(total.values + num_rows * width_, kMaxRows);
+    const Sums total = nothing(room(num_rows + Kernel::kMaxRows), num_rows);
+    const Sums fresh = sums_in(total.values + num_rows * width_, Kernel::kMaxRows);
     const std::vector<Row>& rows = read_rows(item);
-    for (int64_t split = rows[0].first / kSplit; split * kSplit < rows.back().end; split++) {
-      for (int64_t r = 0; r < num_rows; r += kMaxRows) {
-        const int64_t count = std::min(kMaxRows, num_rows - r);
-        attend_rows(item, r, count, split, fresh);
-        for (int64_t i = 0; i < count; i++) merge(total, r + i, fresh, i);
+    const Context<Number> context = context_of(item);
+    const int64_t first = rows[0].first / kSplit, last = (rows.back().end - 1) / kSplit;
+    for (int64_t split = first; split <= last; split++) {
+      begin_split(context, rows, split);
+      for (int64_t r = 0; r < num_rows; r += Kernel::kMaxRows) {
+        const int64_t count = std::min(Kernel::kMaxRows, num_rows - r);
+        const Sums to = first == last ? total.from(r, width_) : fresh;
+        kernel().attend(context, rows.data(), r, count, split, to);
+        for (int64_t i = 0; i < count && first < last; i++) merge(total, r + i, fresh, i);
       }
     }
     finish(item, total);
+  }
+
+  void look_ahead(const Item& item) const {
+    const int64_t context = spans_.contexts[item.span];
+    kernel().look_ahead(context_of(item), std::max(first_visible(context - 1), item.split * kSplit),
+                        std::min(context, (item.split + 1) * kSplit));
+  }
+
+  // Of rows in order, so that the first and the last one bound what all see.
+  void begin_split(const Context<Number>& context, const std::vector<Row>& rows,
+                   int64_t split) const {
+    const int64_t start = split * kSplit;
+    kernel().begin_split(context, std::max(rows[0].first, start),
+                         std::min(rows.back().end, start + kSplit));
   }
 
   void merge_splits(const Item& item) const {
@@ -315,52 +324,30 @@ class LayerStep {
     static thread_local std::vector<Row> rows;
     return rows;
   }
-  static std::vector<float>& queries() {  // [rows, Dk], scaled
-    static thread_local std::vector<float> queries;
-    return queries;
+  static Kernel& kernel() {
+    static thread_local Kernel kernel;
+    return kernel;
   }
 
   const std::vector<Row>& read_rows(const Item& item) const {
     const int64_t num_old = spans_.contexts[item.span] - spans_.lengths[item.span];
     rows().resize(item.num_tokens * group_);
-    queries().resize(rows().size() * pool_.key_size);
+    kernel().arrange(rows().size(), pool_.key_size, call_.type);
     for (size_t r = 0; r < rows().size(); r++) {
       const int64_t token = item.token + r / group_, position = num_old + token;
       rows()[r] = {first_visible(position), position + 1};
-      read_token(call_.query, call_.type, item.head * group_ + r % group_,
-                 spans_.starts[item.span] + token, pool_.key_size,
-                 static_cast<float>(call_.scaling), queries().data() + r * pool_.key_size);
+      kernel().read_query(call_.query, item.head * group_ + r % group_,
+                          spans_.starts[item.span] + token, r, static_cast<float>(call_.scaling));
     }
     return rows();
   }
 
-  // One split of the context for rows `first` to `first + count` - 1, into `sums` from its start.
-  void attend_rows(const Item& item, int64_t first, int64_t count, int64_t split,
-                   const Sums& sums) const {
-    const Context<T> context = context_of(item);
-    for (int64_t r = 0; r < count; r += kMaxRows) {
-      const Row* row = rows().data() + first + r;
-      const float* query = queries().data() + (first + r) * pool_.key_size;
-      const Sums to = {sums.max + r, sums.sum + r, sums.values + r * width_};
-      switch (std::min(kMaxRows, count - r)) {
-        case 1: attend_split<1>(context, row, query, split, to); break;
-        case 2: attend_split<2>(context, row, query, split, to); break;
-        case 3: attend_split<3>(context, row, query, split, to); break;
-        case 4: attend_split<4>(context, row, query, split, to); break;
-        case 5: attend_split<5>(context, row, query, split, to); break;
-        case 6: attend_split<6>(context, row, query, split, to); break;
-        case 7: attend_split<7>(context, row, query, split, to); break;
-        default: attend_split<8>(context, row, query, split, to);
-      }
-    }
-  }
-
-  Context<T> context_of(const Item& item) const {
+  Context<Number> context_of(const Item& item) const {
     const int64_t key_step = pool_.num_kv_heads * kBlock * pool_.key_size;
     const int64_t value_step = pool_.num_kv_heads * kBlock * pool_.value_size;
     return {keys(0, item.head), values(0, item.head), key_step, value_step, pool_.key_size,
-            pool_.value_size, width_, static_cast<float>(call_.softcap),
-            spans_.blocks + spans_.tables[item.span]};
+            pool_.value_size, width_, static_cast<float>(call_.scaling),
+            static_cast<float>(call_.softcap), spans_.blocks + spans_.tables[item.span]};
   }
 
   const Pool& pool_;
@@ -375,9 +362,16 @@ class LayerStep {
 
 }  // namespace
 
+// Whether a pool can be tiled here: the matrix unit needs whole tiles of bfloat16 numbers.
+extern "C" int64_t can_tile(int64_t type, int64_t key_size, int64_t value_size) {
+  const bool is_whole = key_size % kLine == 0 && value_size % kBlock == 0;
+  return type == kBFloat16 && is_whole && has_tiles() && __builtin_cpu_supports("avx512bf16");
+}
+
 // Writes the step's keys and values to the pool, attends, and returns how many tokens it wrote.
 extern "C" int64_t paged_attention(const Pool* pool, const Spans* spans, const Call* call) {
-  if (pool->type == kFloat32) return LayerStep<float>(*pool, *spans, *call).run();
-  if (pool->type == kBFloat16) return LayerStep<BFloat16>(*pool, *spans, *call).run();
-  return LayerStep<Float16>(*pool, *spans, *call).run();
+  if (pool->is_tiled) return LayerStep<Tiles>(*pool, *spans, *call).run();
+  if (pool->type == kFloat32) return LayerStep<Vectors<float>>(*pool, *spans, *call).run();
+  if (pool->type == kBFloat16) return LayerStep<Vectors<BFloat16>>(*pool, *spans, *call).run();
+  return LayerStep<Vectors<Float16>>(*pool, *spans, *call).run();
 }

@@ -19,14 +19,17 @@ inline __m512 widen(__m256i bits, BFloat16) {
 }
 inline __m512 widen(__m256i bits, Float16) { return _mm512_cvtph_ps(bits); }
 
-inline __m256i narrow(__m512 x, BFloat16) {  // to nearest even; a NaN stays one
+// The upper halves are bfloat16 numbers, rounded to nearest even; a NaN stays one.
+inline __m512i round_to_bfloat16(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded =
       _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i result = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
+  return _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000));
+}
+inline __m256i narrow(__m512 x, BFloat16) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_to_bfloat16(x), 16));
 }
 inline __m256i narrow(__m512 x, Float16) {
   return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -48,6 +51,28 @@ inline void store(T* p, __mmask16 lanes, __m512 x) {
   _mm256_mask_storeu_epi16(p, lanes, narrow(x, T()));
 }
 
+inline __m512i odd_places() {  // of 64 halves
+  alignas(64) uint16_t places[2 * kBlock];
+  for (int64_t i = 0; i < 2 * kBlock; i++) places[i] = 2 * i + 1;
+  return _mm512_load_si512(places);
+}
+
+// 32 numbers, all of them.
+inline void store_both(float* p, __m512 first, __m512 second) {
+  _mm512_storeu_ps(p, first);
+  _mm512_storeu_ps(p + kBlock, second);
+}
+inline void store_both(BFloat16* p, __m512 first, __m512 second) {
+  static const __m512i odd = odd_places();
+  const __m512i upper =
+      _mm512_permutex2var_epi16(round_to_bfloat16(first), odd, round_to_bfloat16(second));
+  _mm512_storeu_si512(p, upper);
+}
+inline void store_both(Float16* p, __m512 first, __m512 second) {
+  store(p, 0xffff, first);
+  store(p + kBlock, 0xffff, second);
+}
+
 inline __mmask16 first_lanes(int64_t n) {
   return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, kBlock)) - 1);
 }
@@ -61,14 +86,15 @@ inline __m512 polynomial(__m512 x, std::initializer_list<float> coefficients) {
 
 // e^x for x <= 0, by Cephes' expf: relative error 2e-7, 0 below -104; NaN stays NaN.
 inline __m512 exp_of(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-104.f), x);  // the second operand wins if either is NaN
+  // What comes to 0 is masked: a number that is rounded to 0 takes hundreds of cycles.
+  const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-104.f), _CMP_NLE_UQ);
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
   x = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   x = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), x);
   const __m512 tail = polynomial(x, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                      4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f});
   const __m512 head = _mm512_add_ps(x, _mm512_set1_ps(1.f));
-  return _mm512_scalef_ps(_mm512_fmadd_ps(tail, _mm512_mul_ps(x, x), head), n);
+  return _mm512_maskz_scalef_ps(counts, _mm512_fmadd_ps(tail, _mm512_mul_ps(x, x), head), n);
 }
 
 // By Cephes' tanhf: an odd polynomial near 0, where the other form would cancel.

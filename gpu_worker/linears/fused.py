@@ -1,7 +1,7 @@
 """Layers that read the same input compute together: q, k and v of attention, gate and up of an MLP.
 
 Stock code calls them one after the other. The first call computes all; the others take what is
-theirs, if they are given the very same tensor.
+theirs, if they are given the very same tensor. For compiled code see `joined`.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from gpu_worker.opaque import number_of
 
 # Attributes of one parent that stock code feeds alike, by architecture.
 SIBLINGS = (
@@ -25,6 +27,7 @@ CROSS_ATTENTION = ("EncDecAttention", "encoder_attn", "crossattention", "cross_a
 class Joining(Protocol):
     """A layer that can be computed together with others of its kind."""
 
+    number: int  # by which compiled code finds it
     shared: "SharedProduct | None"
 
     def product_with(self, others: Any) -> Callable[[torch.Tensor], list[torch.Tensor]]:
@@ -36,17 +39,22 @@ class SharedProduct:
 
     def __init__(self, layers: Sequence[Joining]) -> None:
         """From now on the layers compute through this."""
-        self._layers = tuple(layers)
+        self.layers = tuple(layers)
+        self.number = number_of(self)
         self._product = layers[0].product_with(layers[1:])
         self._input: torch.Tensor | None = None
         self._outputs: dict[Joining, torch.Tensor] = {}
         for layer in layers:
             layer.shared = self
 
+    def outputs_of(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What all layers make of this input, in their order."""
+        return self._product(x)
+
     def output_of(self, layer: Joining, x: torch.Tensor) -> torch.Tensor:
         """The layer's output for this input."""
         if self._input is not x or layer not in self._outputs:
-            self._outputs = dict(zip(self._layers, self._product(x), strict=True))
+            self._outputs = dict(zip(self.layers, self.outputs_of(x), strict=True))
             self._input = x  # last: the product may raise
         output = self._outputs.pop(layer)
         if not self._outputs:

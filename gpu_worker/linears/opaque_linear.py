@@ -40,7 +40,7 @@ class OpaqueLinear(nn.Module):
         self._dtype = dtype
         self._device = device
         self._is_conv1d = is_conv1d
-        self._number = number_of(self)
+        self.number = number_of(self)  # by which compiled code finds it
         if is_conv1d:
             self.nf = self.out_features
 
@@ -58,7 +58,7 @@ class OpaqueLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, in] -> […, out]."""
         if torch.compiler.is_compiling():
-            output: torch.Tensor = _linear(x, self._number, self.out_features)
+            output: torch.Tensor = linear_operator(x, self.number, self.out_features)
             return output
         return self.compute(x)
 
@@ -74,7 +74,7 @@ class OpaqueLinear(nn.Module):
         """[out, in], whose numbers take no memory until somebody asks for them."""
         shape = self.out_features, self.in_features
         if torch.compiler.is_compiling():
-            unpacked: torch.Tensor = _unpacked(self._number, *shape, self._dtype, self._device)
+            unpacked: torch.Tensor = _unpacked(self.number, *shape, self._dtype, self._device)
             return unpacked
         return UnpackedOnUse(self.unpack, shape, self._dtype, self._device)
 
@@ -108,7 +108,7 @@ def _output(x: torch.Tensor, _: int, out_features: int) -> torch.Tensor:
 
 
 @operator("linear(Tensor x, int layer, int out_features) -> Tensor", _output)
-def _linear(x: torch.Tensor, layer: int, _: int) -> torch.Tensor:
+def linear_operator(x: torch.Tensor, layer: int, _: int) -> torch.Tensor:
     output: torch.Tensor = numbered(layer).compute(x)
     return output.contiguous()  # as `_output` says
 

@@ -139,7 +139,7 @@ def test_a_bfloat16_cache_serves_float32_queries() -> None:
     exact = native_backend(GROUPED)
     expected = attend(exact, GrowingSequences(1).step((0, 50)), rounded, GROUPED.rules())
     assert output.dtype == torch.float32
-    assert torch.equal(output, expected)
+    assert (output - expected).abs().max() < TOLERANCE
 
 
 def one_by_one(
