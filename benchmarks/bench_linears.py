@@ -1,9 +1,11 @@
-"""Microseconds of one linear layer on the CPU, by kind of layer and number of tokens.
+"""Processor time of one linear layer on the CPU, by kind of layer and number of tokens.
 
 A layer reads its weight once however many tokens there are, so its ceiling at one token is the
 weight's bytes over the memory's bandwidth; at many it is arithmetic. Kinds take turns, call by
-call, and the least processor time counts: other work on the machine disturbs that least. `best` is
-an output layer of which only the best of each row is wanted; the others give all outputs.
+call, and the least processor time counts, in microseconds: other work on the machine disturbs that
+least. It is the sum over all threads, with what they wait for each other while they spin: with
+more threads than one it is longer than the call takes. `best` is an output layer of which only
+the best of each row is wanted; the others give all outputs.
 
     python -m benchmarks.bench_linears --sizes 1536x576 49152x576 --tokens 1 8 32 128
 """
@@ -63,7 +65,7 @@ def layers_of(weight: torch.Tensor) -> dict[str, tuple[torch.dtype, Layer]]:
 
 
 def least_microseconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Processor time of each, which take turns."""
+    """Processor time of each, which take turns; of all threads together."""
     least = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
         for name, call in calls.items():

@@ -61,14 +61,18 @@ class Pipeline:
             self._sample({})
             return None
         if may_plan_ahead:
-            self._launch(self._scheduler.schedule_ahead())
+            plan = self._scheduler.schedule_ahead()
+            if plan is None:
+                self._times.mark(PLAN)  # what it took to say no
+            else:
+                self._launch(plan)
         result = before.flight.result()
         self._times.mark(WAIT)
         self._sample(result.by_row(before.plan))
         return Finished(before.plan, self._scheduler.apply(before.plan, result))
 
-    def _launch(self, plan: StepPlan | None) -> None:
-        if plan is not None and not plan.is_empty:
+    def _launch(self, plan: StepPlan) -> None:
+        if not plan.is_empty:
             self._times.mark(PLAN)
             self._under_way = _UnderWay(plan, launch(self._runner, plan))
 

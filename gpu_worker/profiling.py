@@ -34,6 +34,7 @@ class ProfilingRunner:
         self._directory = directory or tempfile.gettempdir()
         self._num_left = 0  # steps to record; 0: recording is off
         self._profiler: profile | None = None  # from the first step that is recorded
+        self._newest: _RecordedFlight | None = None  # what was recorded last, while it is under way
         self._report: threading.Thread | None = None  # the last table
         self.trace: Path | None = None  # the newest, once it is written
 
@@ -49,7 +50,8 @@ class ProfilingRunner:
         elif self.is_recording:
             if self._profiler is None:
                 logger.info("recording ends, and there was no step")
-            self.close()
+            self._num_left = 0
+            self._close_if_over()
         else:
             self._num_left = self._num_steps
             logger.info("up to %d steps will be recorded; SIGUSR2 ends it", self._num_steps)
@@ -63,40 +65,72 @@ class ProfilingRunner:
             with record_function(kind_of(plan)):
                 return self._runner.execute(plan)
         finally:
-            self._end_step(profiler)
+            self._close_if_over()
 
     def launch(self, plan: StepPlan) -> Flight:
-        """See `LaunchingRunner`; the name of its kind is on what comes before the sampling."""
+        """See `LaunchingRunner`; the name of its kind is on what comes before the sampling.
+
+        What is launched while the last of the recorded steps is under way is in the trace, too,
+        without a name.
+        """
         profiler = self._begin_step()
         if profiler is None:
             return launch(self._runner, plan)
         with record_function(kind_of(plan)):
             flight = launch(self._runner, plan)
-        return _RecordedFlight(flight, lambda: self._end_step(profiler))
+        self._newest = _RecordedFlight(flight, self._end_flight)
+        return self._newest
 
     def _begin_step(self) -> profile | None:
         """What records the step that begins, if anything does."""
         if self._num_left == 0:
-            self.close()  # at the latest here: the last step may have been given up
+            # One step may be launched beside the last. If another is, the last was given up.
+            is_beside, self._newest = self._newest is not None, None
+            if not is_beside:
+                self.close()
             return None
         if self._profiler is None:
-            self._profiler = _new_profiler()
-            self._profiler.start()
-        self._num_left -= 1
+            self._profiler = self._start()
+        self._num_left -= self._profiler is not None
         return self._profiler
 
-    def _end_step(self, profiler: profile) -> None:
-        if self._num_left == 0 and self._profiler is profiler:
+    def _start(self) -> profile | None:
+        """A profiler that records; without one, which is no fault of the step's, none will."""
+        profiler = _new_profiler()
+        try:
+            profiler.start()
+        except Exception:  # another tool may have the device's counters
+            logger.warning("steps cannot be recorded", exc_info=True)
+            self._num_left = 0
+            return None
+        return profiler
+
+    def _end_flight(self, flight: "_RecordedFlight") -> None:
+        """The flight is over, or broke."""
+        if self._newest is flight:
+            self._newest = None
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        """Reports once all steps to record are begun, and none of them is under way."""
+        if self._num_left == 0 and self._newest is None:
             self.close()
 
     def close(self) -> None:
-        """Writes the trace and has the table made, if a step was recorded; later steps run bare."""
-        self._num_left = 0
+        """Writes the trace and has the table made, if a step was recorded; later steps run bare.
+
+        It raises nothing: neither serving nor what has ended it is to suffer by a report.
+        """
+        self._num_left, self._newest = 0, None
         profiler, self._profiler = self._profiler, None
         if profiler is None:
             return
-        profiler.stop()
-        self._write(profiler)
+        try:
+            profiler.stop()  # waits for the device, which may be lost
+            self._write(profiler)
+        except Exception:
+            logger.warning("the recorded steps are lost", exc_info=True)
+            return
         self._report = threading.Thread(target=_log_table, args=(profiler,), name="table")
         self._report.start()
 
@@ -115,19 +149,24 @@ class ProfilingRunner:
 
 
 class _RecordedFlight:
-    """A flight that says when its results have been read."""
+    """A flight that says when its results have been read, or that it broke."""
 
-    def __init__(self, flight: Flight, end: Callable[[], None]) -> None:
+    def __init__(self, flight: Flight, end: Callable[["_RecordedFlight"], None]) -> None:
         self._flight = flight
         self._end = end
 
     def sample(self, fed: Mapping[int, int]) -> None:
-        self._flight.sample(fed)
+        try:
+            self._flight.sample(fed)
+        except Exception:
+            self._end(self)
+            raise
 
     def result(self) -> StepResult:
-        result = self._flight.result()
-        self._end()
-        return result
+        try:
+            return self._flight.result()
+        finally:
+            self._end(self)
 
 
 @contextmanager

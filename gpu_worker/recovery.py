@@ -38,6 +38,14 @@ STICKY_ERRORS = (
     "uncorrectable NVLink error",
     "GPU is lost",
 )
+# What others say than torch's CUDA allocator when there is no memory.
+OUT_OF_MEMORY_SIGNS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",  # its workspace is allocated at the first product
+)
 
 
 class IsolatingRunner:
@@ -192,9 +200,8 @@ def _split(plan: StepPlan, *, pieces: bool) -> tuple[StepPlan, ...]:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)  # of torch's CPU allocator, of CUDA beside torch's allocator
-    is_in_text = "can't allocate memory" in text or "CUDA error: out of memory" in text
-    return isinstance(error, RuntimeError) and is_in_text
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def _refuse_sticky(error: Exception) -> None:

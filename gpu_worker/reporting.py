@@ -1,7 +1,8 @@
 """Tells the frontends how loaded the worker is: a few times a second while it works."""
 
+from gpu_worker.pipeline import Finished
 from gpu_worker.step_times import StepTimes
-from scheduler.plan import StepPlan
+from scheduler.plan import NO_TOKEN
 from scheduler.scheduler import Scheduler
 from shared.mailbox import Mailbox
 from shared.messages import WorkerReported
@@ -24,11 +25,12 @@ class LoadReporter:
         self._was_idle = False
         self._due = 0.0  # monotonic seconds
 
-    def count(self, plan: StepPlan) -> None:
-        """Records a finished step."""
+    def count(self, finished: Finished) -> None:
+        """Records a finished step; what it sampled for sequences that had ended counts nowhere."""
+        plan = finished.plan
         self._num_steps += 1
         self._num_prompt_tokens += plan.num_tokens - plan.num_decodes
-        self._num_generated_tokens += sum(chunk.samples for chunk in plan.chunks)
+        self._num_generated_tokens += sum(o.token_id != NO_TOKEN for o in finished.outputs)
         self._num_mixed_steps += plan.is_mixed
 
     def report_if_due(self, now: float) -> None:

@@ -2,7 +2,9 @@
 
 The parts are what the host does, one after the other. On CUDA `forward` and `sample` are the time
 of launching that work, and `wait` is what of the device's own time is left when the host has
-nothing else to do; on the CPU the work is done where it is launched, and `wait` is next to nothing.
+nothing else to do. On the CPU they are the time of the work, and `wait` is next to nothing; there
+most output layers wait for whoever looks at their logits (`linears.lazy_logits`), and so are part
+of `sample`.
 """
 
 import logging
@@ -15,7 +17,7 @@ logger = logging.getLogger(__name__)
 PLAN = "plan"  # the scheduler's
 PREPARE = "prepare"  # the plan to tensors, on their way to the device
 FORWARD = "forward"
-SAMPLE = "sample"  # with scores of tokens
+SAMPLE = "sample"  # with scores of tokens, and with logits that had waited for it
 WAIT = "wait"  # for the results; of a runner that marks nothing, all that it does
 SEND = "send"  # recording the results and sending them
 PARTS = (PLAN, PREPARE, FORWARD, SAMPLE, WAIT, SEND)

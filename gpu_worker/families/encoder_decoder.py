@@ -114,8 +114,8 @@ class EncoderDecoder:
         answered = [chunk for chunk in chunks if not chunk.pools and not chunk.num_aligned]
         sampling = [chunk for chunk in answered if chunk.samples]
         states = self._states(answered)
-        self.times.mark(FORWARD)
         if not sampling:
+            self.times.mark(FORWARD)
             nothing = torch.empty(0, dtype=torch.long, device=self._device)
             return Computed(nothing, (), (), (), vectors, alignments)
         host_rows = [chunk.row for chunk in sampling]
@@ -123,6 +123,7 @@ class EncoderDecoder:
         packed = upload([*host_rows, *outputs], torch.long, self._device)
         rows, output_indices = packed.split(len(sampling))
         raw = logits = self._adapter.logits(states)
+        self.times.mark(FORWARD)
         if self._transcripts is not None:
             logits = self._transcripts.filtered(raw, host_rows)
         sampled = self._sampler.sample(logits, rows, output_indices, host_rows)

@@ -18,8 +18,8 @@ from gpu_worker.slot_cache import SlotCache, SlotGeometry
 from scheduler.plan import Admission
 from shared.windows import FRAMES_PER_POSITION
 
-# Of the decoder's linear layers on the CPU: one or two windows read smaller weights faster as they
-# are, eight as fast (docs/log.md).
+# Of the decoder's linear layers in float32 on the CPU: one or two windows read smaller weights
+# faster as they are, eight as fast (docs/log.md).
 SMALLEST_PACKED = 2**20  # numbers
 
 
@@ -89,7 +89,11 @@ class Whisper:
 
 
 def pack(model: PreTrainedModel, library: NativeLinears | None = None) -> None:
-    """Packs linear layers for the CPU: the encoder's as usual, of the decoder's the largest."""
+    """Packs linear layers for the CPU: the encoder's as any model's; of the decoder's fewer.
+
+    In float32 these are its output layer and those of `SMALLEST_PACKED` numbers or more, in
+    bfloat16 all: see `pack_linears`.
+    """
     stock: Any = model
     pack_linears(stock.model.encoder, library=library)
     pack_linears(model, SMALLEST_PACKED, library)

@@ -18,6 +18,7 @@ from gpu_worker.linears.quantization import Parts, is_router
 _LARGEST = 127
 # The kernel's sums are 32 bits wide, and a product of bytes is below 2^15.
 _LONGEST_INPUT = 2**16
+_BLOCK = 2**20  # numbers that are quantised together: they are copied in float32 a few times
 
 
 class Int8:
@@ -43,9 +44,9 @@ class Int8:
 
     def quantize(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `Quantization`."""
-        scales = weight.abs().amax(1).float() / _LARGEST
-        divisors = torch.where(scales > 0, scales, 1.0)
-        integers = (weight.float() / divisors[:, None]).round().to(torch.int8)
+        blocks = weight.split(max(1, _BLOCK // weight.shape[1]))
+        parts = zip(*map(_quantised, blocks), strict=True)
+        integers, scales = (torch.cat(tensors) for tensors in parts)
         return {"weight": integers, "scales": scales}
 
     def layer(
@@ -66,6 +67,13 @@ class Int8:
             self._library, parts["weight"], bias, scales=parts["scales"], dtype=dtype,
             is_conv1d=is_conv1d,
         )  # fmt: skip
+
+
+def _quantised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers [N, K] int8 and scales [N] float32 of a weight [N, K]."""
+    scales = weight.abs().amax(1).float() / _LARGEST
+    divisors = torch.where(scales > 0, scales, 1.0)
+    return (weight.float() / divisors[:, None]).round_().to(torch.int8), scales
 
 
 class TorchInt8Linear(OpaqueLinear):
@@ -96,7 +104,8 @@ class TorchInt8Linear(OpaqueLinear):
         rows = x.reshape(-1, self.in_features).float()
         largest = rows.abs().amax(1, keepdim=True)
         # By a tensor: torch takes a number over a tensor for a product with the reciprocal.
-        factors = torch.where(largest > 0, torch.full_like(largest, _LARGEST) / largest, 0.0)
+        ratios = torch.full_like(largest, _LARGEST) / largest
+        factors = torch.where(ratios.isfinite(), ratios, 0.0)
         integers = (rows * factors).round().to(torch.int8)
         sums = torch._int_mm(integers, self._integers.t())
         output = sums.float() * (largest / _LARGEST) * self._scales

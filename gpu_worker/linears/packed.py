@@ -60,7 +60,8 @@ def pack_linears(
     """Packs the linear layers of a model on the CPU that gain by it and frees their plain weights.
 
     In float32 these are the ones whose weights have `smallest` numbers or more. With the native
-    `library` bfloat16 layers are its own, and the output layer in both.
+    `library`, if it has bfloat16, all layers of that are its own, and the output layer of either
+    dtype, however small.
 
     Returns the bytes that are held twice: a head that is tied to the embedding is packed, and the
     embedding keeps the plain rows that it looks up.

@@ -12,10 +12,12 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from gpu_worker.linears.min_max import UnfitWeightError
 from gpu_worker.linears.opaque_linear import OpaqueLinear
 from gpu_worker.linears.reach import Reach
 from gpu_worker.linears.replacing import Replaced, plain_layers, plain_weight, replace_linears
 from gpu_worker.linears.weight_cache import WeightCache
+from shared.errors import EXIT_CONFIGURATION, FatalError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def is_router(name: str) -> bool:
 class Quantization(Protocol):
     """One way of making weights small."""
 
-    name: str  # for logs and files: such as `int8`
+    name: str  # for people: such as `int8`
     flag: str  # how users ask for it: such as `--hqq`
     settings: str  # all that decides what `quantize` makes of a weight, versions included
 
@@ -44,7 +46,9 @@ class Quantization(Protocol):
         """Why this layer, of a weight [out, in], stays dense; empty: it does not."""
 
     def quantize(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What of a weight [out, in] is kept, in memory and on disk."""
+        """What of a weight [out, in] is kept, in memory and on disk; UnfitWeightError for one
+        whose numbers it cannot hold.
+        """
 
     def layer(
         self,
@@ -64,7 +68,8 @@ def quantize_linears(
 ) -> Replaced:
     """Replaces the linear layers that can be, and logs what each became and why others stay.
 
-    FatalError, before anything is done, if most of the model's numbers would stay dense.
+    FatalError, before anything is done, if most of the model's numbers would stay dense; and for a
+    weight that cannot be quantised.
     """
     reasons = {
         name: quantization.reason_to_keep(name, plain_weight(layer)[0])
@@ -115,13 +120,23 @@ class _Work:
         if parts is not None:
             return parts
         start = time.monotonic()
-        parts = self._quantization.quantize(weight)
+        parts = self._quantised_parts(name, weight)
         if self._cache is not None:
             self._cache.put(name, weight, parts)
         self._quantised += weight.numel()
         self._seconds += time.monotonic() - start
         self._tell()
         return parts
+
+    def _quantised_parts(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        try:
+            return self._quantization.quantize(weight)
+        except UnfitWeightError as error:
+            raise FatalError(
+                f"{self._quantization.flag} cannot hold the weight of {name}: {error}; "
+                "start without it",
+                EXIT_CONFIGURATION,
+            ) from error
 
     def _tell(self) -> None:
         if time.monotonic() - self._told < _SECONDS_OF_SILENCE:

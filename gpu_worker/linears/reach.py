@@ -49,7 +49,7 @@ class Reach:
 
 
 def _multiplied(model: nn.Module) -> Iterator[torch.Tensor]:
-    """All weights but tables that are looked up, and the output head, which is left alone."""
+    """All weights but tables that are looked up, and the output head, which may stay dense."""
     get_head = getattr(model, "get_output_embeddings", None)
     head = None if get_head is None else get_head()
     seen = set()

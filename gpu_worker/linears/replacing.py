@@ -63,7 +63,9 @@ def plain_layers(model: nn.Module) -> dict[str, nn.Module]:
 def _plain_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """Name, parent, attribute and layer of all that are exactly what their class says."""
     for prefix, parent in model.named_modules():
-        for attribute, child in parent.named_children():
+        for attribute, child in parent._modules.items():  # `named_children` gives each child once
+            if child is None:
+                continue
             hooks = child._forward_hooks or child._forward_pre_hooks
             is_plain = not hooks and "forward" not in vars(child)
             if type(child) in (nn.Linear, Conv1D) and is_plain:

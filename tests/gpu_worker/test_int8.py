@@ -109,6 +109,21 @@ def test_a_row_without_numbers_harms_itself_alone(kind: Any, bad: float) -> None
     assert torch.equal(output[others], expected[others])
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", [native, plain])
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-40, 1e-37, 1e-36, 1e30])
+def test_a_row_of_any_size_is_quantised_or_counts_for_nothing(kind: Any, size: float) -> None:
+    """127 over its largest number must be one, too."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(40, 80), torch.randn(1, 80)
+    expected = (size * (x @ weight.t())).double()
+    output = kind(weight).compute(size * x).double()
+    if size < 1e-36:
+        assert not output.any()
+    else:
+        assert (output - expected).norm() < 0.03 * expected.norm()
+
+
 def test_weights_of_nothing_stay_nothing() -> None:
     weight = torch.randn(8, 16)
     weight[3] = 0
@@ -132,6 +147,18 @@ def test_compiled_code_calls_the_layer() -> None:
     layer, x = native(torch.randn(40, 24)), torch.randn(3, 24)
     compiled = torch.compile(lambda x: layer(x) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), layer(x) + 1)
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (1, 300), (7, 5)])
+def test_a_weight_is_quantised_the_same_in_blocks(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(shape).bfloat16()
+    whole = Int8(None).quantize(weight)
+    monkeypatch.setattr(int8, "_BLOCK", 100)
+    parts = Int8(None).quantize(weight)
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], part) for name, part in whole.items())
 
 
 # ── whole models ─────────────────────────────────────────────────────────────────────────────────

@@ -77,6 +77,18 @@ def test_a_packed_model_equals_the_plain_one(model_type: str) -> None:
     assert model.dtype == plain.dtype
 
 
+def test_a_layer_of_two_names_is_packed_once_under_both() -> None:
+    model = nn.ModuleDict({"first": nn.Linear(24, 40)})
+    model["second"] = model["first"]
+    model.register_module("none", None)
+    plain = copy.deepcopy(model)
+    pack_linears(model, smallest=0)
+    assert isinstance(model["first"], PackedLinear)
+    assert model["second"] is model["first"]
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(model["second"](x), plain["second"](x), rtol=1e-5, atol=1e-5)
+
+
 def test_a_tied_head_is_packed_and_what_is_held_twice_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -9,11 +9,12 @@ from gpu_worker.families.causal_lm import CausalLM
 from gpu_worker.families.encoder_decoder import EncoderDecoder
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loading import serve
+from gpu_worker.pipeline import Pipeline
 from gpu_worker.step_times import FORWARD, LOG_SECONDS, PARTS, PLAN, PREPARE, SAMPLE, StepTimes
 from scheduler.plan import StepPlan
 from shared.messages import WorkerReported
 from tests.builders import make_model, make_scheduler, make_sequence
-from tests.fakes import ManualClock
+from tests.fakes import FormulaRunner, ManualClock
 from tests.gpu_worker.encoder_decoders import make_t5, requests, served
 from tests.gpu_worker.engine import SETTINGS
 from tests.gpu_worker.stage import STEP_SECONDS, generate, make_stage
@@ -108,6 +109,21 @@ def test_the_worker_reports_every_second_of_its_steps() -> None:
     num_steps = len(stage.runner.plans)
     assert sum(report.part_seconds.values()) == pytest.approx(num_steps * STEP_SECONDS)
     assert list(report.part_seconds) == list(PARTS)
+
+
+def test_to_say_that_nothing_is_planned_ahead_is_part_of_planning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, scheduler = ManualClock(), make_scheduler()
+    times = StepTimes(clock)
+    scheduler.add(make_sequence("r", 3, 3))
+    monkeypatch.setattr(scheduler, "schedule_ahead", lambda: clock.advance(2.0))
+    runner = FormulaRunner(num_blocks=64, block_size=4, max_sequences=4)
+    pipeline = Pipeline(scheduler, runner, times, overlaps=True)
+    assert pipeline.advance() is None
+    assert pipeline.advance() is not None
+    times.end()
+    assert times.totals == {**dict.fromkeys(PARTS, 0.0), PLAN: 2.0}
 
 
 def assert_marks_its_parts(runner: CausalLM | EncoderDecoder, plan: StepPlan) -> None:

@@ -6,11 +6,17 @@ import pytest
 
 from gpu_worker.lines import MAX_UNACKNOWLEDGED_STEPS
 from gpu_worker.reporting import BUSY_INTERVAL_SECONDS, IDLE_INTERVAL_SECONDS
-from shared.messages import Abort, CreditGranted, StepsAcknowledged, WorkerReported
-from tests.builders import GREEDY
-from tests.fakes import (
-    SHUTDOWN,
+from shared.messages import (
+    Abort,
+    CreditGranted,
+    Message,
+    StepsAcknowledged,
+    TokensSampled,
+    WorkerReported,
 )
+from shared.parts import RequestLost
+from tests.builders import GREEDY
+from tests.fakes import POISON, SHUTDOWN
 from tests.gpu_worker.stage import (
     DETOKENIZER,
     EPOCH,
@@ -22,6 +28,8 @@ from tests.gpu_worker.stage import (
     in_turn,
     many_steps,
 )
+
+NUM_ROWS = 4  # of the stage: requests in a step
 
 
 @in_turn
@@ -147,6 +155,22 @@ def test_the_load_falls_to_nothing_at_rest(stage: Stage) -> None:
     assert last.num_mixed_steps == stage.runner.num_mixed
 
 
+def test_only_tokens_of_answers_are_counted(stage: Stage) -> None:
+    """Not those of a step that was under way when an answer ended, failed or was given up."""
+    prompts = ((a, b) for a in range(10, 40) for b in range(10, 40))
+    ends = (p for p in prompts if 2 < len(expected_answer(generate("", *p, max_tokens=20))) < 20)
+    messages = [generate(f"r-{n}", *next(ends), max_tokens=20) for n in range(3)]
+    stage.run_with(generate("gone", 10, 11, max_tokens=20), Abort("gone"), step=3)
+    stage.mailbox.stop = None
+    stage.run(*messages, generate("poisoned", 10, POISON, max_tokens=20))
+    assert [len(stage.answer(m.request_id)) for m in messages] == [
+        len(expected_answer(m)) for m in messages
+    ]
+    num_told = sum(len(step.token_ids) for step in stage.steps)
+    num_sampled = sum(chunk.samples for plan in stage.runner.plans for chunk in plan.chunks)
+    assert reports(stage)[-1].num_generated_tokens == num_told < num_sampled
+
+
 def test_every_frontend_is_told(stage: Stage) -> None:
     stage.run(generate("r"))
     assert reports(stage, "frontend-0") == reports(stage, "frontend-1") != []
@@ -179,6 +203,41 @@ def test_a_detokenizer_that_is_gone_does_not_stop_the_loop(stage: Stage) -> None
     stage.run(generate("r"))
     assert stage.worker.scheduler.is_idle
     assert stage.steps == []
+
+
+def test_steps_that_were_lost_are_not_waited_for(stage: Stage) -> None:
+    """They were never acknowledged, so that the worker stood still for ever."""
+    stage.mailbox.unreachable.add(DETOKENIZER)
+    names = [f"r-{n}" for n in range(2 * MAX_UNACKNOWLEDGED_STEPS * NUM_ROWS)]
+    stage.run(*(generate(name, max_tokens=1) for name in names))
+    stage.mailbox.unreachable.clear()
+    stage.mailbox.stop = None
+    stage.run(generate("later"))
+    assert {loss for step in stage.steps for loss in step.lost} == {
+        RequestLost(n, 0) for n in names
+    }
+    assert stage.answer("later") == expected_answer(generate("later"))
+
+
+def test_a_lost_step_ends_its_requests_and_the_next_one_tells_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, lost = stage.mailbox.send, list[TokensSampled]()
+
+    def lose_the_second(room: str, message: Message) -> bool:
+        if isinstance(message, TokensSampled) and message.step == 2 and not lost:
+            lost.append(message)
+            return False
+        return send(room, message)
+
+    monkeypatch.setattr(stage.mailbox, "send", lose_the_second)
+    stage.run(generate("r", max_tokens=9), generate("other", max_tokens=1, frontend=1))
+    assert lost
+    assert [loss for step in stage.steps for loss in step.lost] == [RequestLost("r", 0)]
+    assert [step.step for step in stage.steps] == list(range(1, len(stage.steps) + 1))
+    ends = [(end.request_id, end.finish_reason) for end in stage.ends]
+    assert ends == [("other", "length"), ("r", "abort")]
+    assert stage.worker.scheduler.is_idle
 
 
 def test_a_message_for_somebody_else_is_ignored(
