@@ -35,8 +35,9 @@ serve: install  ## serve the built-in chat model on port 7088 (more flags: ARGS=
 test: install  ## every fast test; needs neither a GPU nor a download (ARGS="-k scheduler")
 	$(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(TEST_PROCESSES) --dist loadfile)
 
-test-slow: install  ## the tests that take minutes
+test-slow: install  ## the tests that take minutes, and all random examples
 	$(PY) -m pytest -m "slow and not reliability" --timeout 1800 $(ARGS)
+	$(if $(ARGS),,$(PY) -m pytest -m "hypothesis and not slow and not gpu" --hypothesis-profile "every example")
 
 test-reliability: install  ## kills, faults and hostile requests by the thousand; ends with a table
 	$(PY) -m pytest tests/reliability tests/e2e -m reliability --timeout 1800 $(ARGS)

@@ -257,6 +257,7 @@ class FakeMailbox(Mailbox):
         self.identity = identity
         self.peers = {room: Peer(room, 1, f"ipc:///nowhere/{room}", True, None) for room in rooms}
         self.is_warm = True
+        self.is_draining = False
         self.num_beats = 0
         self.stop: Stop | None = None
         self.sent: list[tuple[str, Message]] = []
@@ -299,7 +300,7 @@ class FakeMailbox(Mailbox):
 
     def update_peers(self, book: AddressBook) -> None:
         self.peers = {peer.room: peer for peer in book.peers}
-        self.is_warm = book.is_warm
+        self.is_warm, self.is_draining = book.is_warm, book.is_draining
 
     def beat(self) -> None:
         self.num_beats += 1

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from frontend.admission import Limits
@@ -31,6 +31,7 @@ from shared.messages import CreditGranted, Generate, Message, PromptAccepted, To
 from shared.parts import Prompt, TextOptions, TextStart
 from shared.sampling import SamplingParams
 from tests.builders import END_TOKEN, make_scheduler
+from tests.examples import examples
 from tests.fakes import POISON, SHUTDOWN, FakeMailbox, FormulaRunner, ManualClock, formula
 from tests.tokenizer_proc.vocabularies import make_byte_tokenizer
 from tokenizer_proc.detokenizer import Detokenizer
@@ -277,7 +278,7 @@ VISITS = st.builds(
 PATIENT = Visit(1, (*SHARED, 50), 4, 30, 3, ("!",), "", FOR_EVER)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(
     visits=st.lists(VISITS, min_size=1, max_size=8, unique=True),
     tokenizer_lag=st.integers(1, 4),

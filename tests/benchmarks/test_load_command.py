@@ -190,6 +190,15 @@ def test_estimated_tokens_are_marked_and_explained(
     assert "sent no usage with 2 answers" in printed
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A process that a shell starts behind others ignores SIGINT, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupted_load_reports_what_was_answered(tmp_path: Path) -> None:
     is_held = threading.Event()
 

@@ -15,6 +15,7 @@ from demo.everyday import FACTS
 from demo.task import Dialogue, assistant, user
 
 NUM_TASKS = 200  # the figures of demo/README.md
+FEW_TASKS = 40
 WEATHER = {
     "type": "function",
     "function": {
@@ -33,9 +34,10 @@ def chat() -> Iterator[ChatModel]:
     torch.set_num_threads(num_threads)
 
 
+@pytest.mark.parametrize("num_tasks", [FEW_TASKS, pytest.param(NUM_TASKS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("skill", SKILLS)
-def test_held_out_accuracy(chat: ChatModel, skill: str) -> None:
-    graded = chat.grade(held_out_tasks(skill, NUM_TASKS, seed=0))
+def test_held_out_accuracy(chat: ChatModel, skill: str, num_tasks: int) -> None:
+    graded = chat.grade(held_out_tasks(skill, num_tasks, seed=0))
     wrong = [(one.prompt, one.reply) for one in graded if not one.is_right]
     assert accuracy(graded) >= REQUIRED_ACCURACY, wrong
 

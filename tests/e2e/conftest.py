@@ -13,6 +13,11 @@ from tests.e2e.models import DEMO_DIRECTORY, save_endless_model
 from tests.e2e.server import RunningServer, running_server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _start_quickly(nursery: None) -> None:
+    """Servers need not import torch again."""
+
+
 @pytest.fixture(scope="session")
 def demo_server() -> Iterator[RunningServer]:
     """The server on the demo model, with room for 32 sequences a step.

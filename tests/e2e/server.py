@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.e2e.forked import Forked
+from tests.e2e.nursery import Nursery
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,19 +28,19 @@ RESTING_AT_ZERO = (
     "vllm:kv_cache_usage_perc",
     "transformers_openai_api:open_requests",
 )
+nursery: Nursery | None = None  # where the tests' servers are born, unless they say `afresh`
 _READY = re.compile(r"ready: serving (\S+) on http://[^:]+:(\d+)")
 
 
 class RunningServer:
     """One launcher process and what it has said so far."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tempfile.gettempdir(),
-        )
+    def __init__(self, command: list[str], *, afresh: bool = False) -> None:
+        self.command = command
+        reader, writer = os.pipe()
+        self._stderr = os.fdopen(reader)
+        self.process = _started(command, writer, afresh=afresh)
+        os.close(writer)
         self.log: list[str] = []
         self.port = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -86,19 +88,30 @@ class RunningServer:
             wait_until(lambda: not any(map(is_alive, rooms)), GONE_SECONDS)
         self.process.wait()
         self._reader.join()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self._stderr.close()
 
     def _descendants(self) -> list[psutil.Process]:
         found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
         return found
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        for line in self._stderr:
             self.log.append(line)
             if found := _READY.search(line):
                 self.port = int(found[2])
+
+
+def _started(command: list[str], stderr: int, *, afresh: bool) -> subprocess.Popen[bytes] | Forked:
+    """The launcher: forked where that can be, else executed."""
+    words, environ = list(command), dict(os.environ)
+    while words[0] == "env":
+        del words[0]
+        while "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            environ[name] = value
+    if nursery is None or afresh or words[0] != sys.executable:
+        return subprocess.Popen(command, stderr=stderr, cwd=tempfile.gettempdir())
+    return nursery.start(words[1:], environ, stderr)
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -111,13 +124,19 @@ def is_alive(process: psutil.Process) -> bool:
 
 @contextmanager
 def running_server(
-    *arguments: str, prefix: Iterable[str] = (), program: Iterable[str] = LAUNCHER
+    *arguments: str,
+    prefix: Iterable[str] = (),
+    program: Iterable[str] = LAUNCHER,
+    afresh: bool = False,
 ) -> Iterator[RunningServer]:
-    """A ready server on a free port with a run directory of its own."""
+    """A ready server on a free port with a run directory of its own.
+
+    One that is started afresh imports all that it needs, as a user's does.
+    """
     with tempfile.TemporaryDirectory(prefix="toa-") as run_directory:
         os.chmod(run_directory, 0o700)  # noqa: PTH101 — as short as it can be said
         common = ["--host", "127.0.0.1", "--port", "0", "--run-directory", run_directory]
-        server = RunningServer([*prefix, *program, *common, *arguments])
+        server = RunningServer([*prefix, *program, *common, *arguments], afresh=afresh)
         try:
             server.wait_ready()
             yield server

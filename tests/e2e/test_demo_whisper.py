@@ -259,9 +259,11 @@ async def together(server: RunningServer, sounds: list[bytes], **fields: Any) ->
         return list(await asyncio.gather(*map(hear, sounds)))
 
 
+@pytest.mark.parametrize("num_files", [6, pytest.param(16, marks=pytest.mark.slow)])
 def test_long_files_are_heard_whole_in_order_and_in_time(
-    server: RunningServer, files: list[File]
+    server: RunningServer, files: list[File], num_files: int
 ) -> None:
+    files = files[:num_files]
     both = ["word", "segment"]
     heard = asyncio.run(
         together(server, [f.sound for f in files], **{"timestamp_granularities[]": both})
@@ -287,8 +289,8 @@ def test_long_files_are_heard_whole_in_order_and_in_time(
             spans = [span for said in file.window.said for span in said.words]
             for word, span in zip(answer["words"], spans, strict=True):
                 word_errors += [abs(word["start"] - span.start), abs(word["end"] - span.end)]
-    assert right >= 0.95 * 160
-    assert len(word_errors) > 400
+    assert right >= 0.95 * 10 * num_files
+    assert len(word_errors) > 25 * num_files
     assert max(segment_errors) < 0.3
     assert sum(word_errors) / len(word_errors) < 0.2
 

@@ -26,12 +26,13 @@ from shared.errors import FAILURES
 from tests.e2e.documented import Operation
 from tests.e2e.drawn_requests import chats, completions
 from tests.e2e.server import RunningServer
+from tests.examples import num_examples
 
 pytestmark = pytest.mark.e2e
 
 Drawn = APIOperation[Any, Any, Any, Any]
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-FEW, MANY = 50, 500
+FEW, MANY = num_examples(50), 500
 STREAM = {"stream": True}
 COUNTED = STREAM | {"stream_options": {"include_usage": True}}
 EXAMPLES = settings(

@@ -1,9 +1,6 @@
 """Starts that cannot work end in one sentence with one fix, whichever process finds out."""
 
 import http.server
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.models import DEMO_DIRECTORY
-from tests.e2e.server import ROOT, running_server
+from tests.e2e.server import LAUNCHER, RunningServer, running_server
 
 pytestmark = pytest.mark.e2e
 END_SECONDS = 60.0
@@ -25,17 +22,17 @@ def refused(*arguments: str, **environ: str) -> str:
     """The one line that says why a start with these settings cannot work."""
     with tempfile.TemporaryDirectory(prefix="st-") as run_directory:
         common = ["--host", "127.0.0.1", "--port", "0", "--run-directory", run_directory]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "launcher.py"), *common, *arguments],
-            env={**os.environ, **environ},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=END_SECONDS,
-        )
-    assert done.returncode == EXIT_CONFIGURATION, done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "failed:" in line]
+        variables = [f"{name}={value}" for name, value in environ.items()]
+        command = ["env", *variables, *LAUNCHER, *common, *arguments]
+        server = RunningServer(command, afresh=bool(environ))  # some are read at an import
+        try:
+            status = server.process.wait(END_SECONDS)
+        finally:
+            server.kill()
+    said = "".join(server.log)
+    assert status == EXIT_CONFIGURATION, said
+    assert "Traceback" not in said
+    (line,) = [line for line in server.log if "failed:" in line]
     return line
 
 
@@ -101,15 +98,33 @@ def test_weights_that_are_cut_off_are_refused(tmp_path: Path) -> None:
     assert "model.safetensors is not whole" in refused("--hf-model", str(directory))
 
 
-def test_a_model_without_a_chat_template_starts_with_a_warning(tmp_path: Path) -> None:
-    directory = copy_demo(tmp_path / "bare", without="chat_template.jinja")
-    with running_server("--hf-model", str(directory), "--tokenizer-processes", "2") as server:
-        assert {"tokenizer-0", "tokenizer-1"} <= set(server.children())
-        (warning,) = [line for line in server.log if "WARNING tokenizer-" in line]
-        assert "--chat-template" in warning
-        assert "/v1/completions" in warning
-        body = {"model": "bare", "messages": [{"role": "user", "content": "hi"}]}
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
-        assert answer.status_code == httpx.codes.BAD_REQUEST
-        assert "no chat template" in answer.json()["error"]["message"]
+@pytest.fixture(scope="module")
+def bare_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server as a user starts it, on a model without a chat template."""
+    directory = copy_demo(tmp_path_factory.mktemp("starts") / "bare", without="chat_template.jinja")
+    flags = ("--hf-model", str(directory), "--tokenizer-processes", "2")
+    with running_server(*flags, afresh=True) as server:
+        yield server
         assert server.stop() == 0
+
+
+def test_a_model_without_a_chat_template_starts_with_a_warning(bare_server: RunningServer) -> None:
+    assert {"tokenizer-0", "tokenizer-1"} <= set(bare_server.children())
+    (warning,) = [line for line in bare_server.log if "WARNING tokenizer-" in line]
+    assert "--chat-template" in warning
+    assert "/v1/completions" in warning
+    body = {"model": "bare", "messages": [{"role": "user", "content": "hi"}]}
+    answer = httpx.post(f"{bare_server.url}/v1/chat/completions", json=body)
+    assert answer.status_code == httpx.codes.BAD_REQUEST
+    assert "no chat template" in answer.json()["error"]["message"]
+
+
+def test_only_worker_and_tokenizer_hold_torch(bare_server: RunningServer) -> None:
+    processes = {**bare_server.children(), "launcher": bare_server.process}
+    loaded = set()
+    for name, process in processes.items():
+        with open(f"/proc/{process.pid}/maps") as maps:  # noqa: PTH123 — a kernel file
+            if "libtorch" in maps.read():
+                loaded.add(name)
+    assert "worker-0" in loaded
+    assert not loaded & {"launcher", "frontend-0", "detokenizer-0"}

@@ -19,6 +19,7 @@ from tests.e2e.drawn_requests import (
     completions,
 )
 from tests.e2e.server import RunningServer
+from tests.examples import num_examples
 
 pytestmark = pytest.mark.e2e
 # The rooms behind the frontend do not all do yet what it asks of them.
@@ -26,7 +27,9 @@ HAS_LOGPROBS = True  # from the worker
 HAS_TEXT_PROMPTS = True  # in the tokenizer
 
 STREAM_OPTIONS = st.sampled_from([{}, {"include_usage": False}, {"include_usage": True}])
-EXAMPLES = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(
+    max_examples=num_examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="session")

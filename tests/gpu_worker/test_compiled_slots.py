@@ -115,6 +115,7 @@ def serve_t5(name: str, **sizes: Any) -> None:
     assert [found for s in compiled if (found := t5s.difference(make(), s))] == []
 
 
+@pytest.mark.slow
 def test_every_decode_step_of_a_t5_is_compiled() -> None:
     serve_t5("t5", **TWO_LAYERS)
 

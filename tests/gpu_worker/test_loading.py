@@ -275,12 +275,18 @@ def test_the_sizes_of_a_decoder_within_a_model_are_checked_too() -> None:
         refuse_impossible_sizes("m", {"hidden_size": 8, "text_config": {"hidden_size": 0}})
 
 
-def test_cpu_kernels_are_kept_where_the_setting_says(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what one start has compiled."""
+    directory = tmp_path_factory.mktemp("loading") / "kernels"
+    serve(make_model("llama"), settings(cpu_kernels_directory=str(directory)))
+    return directory
+
+
+def test_cpu_kernels_are_kept_where_the_setting_says(kernels: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("there is no compiler")
-    directory = tmp_path / "kernels"
-    serve(make_model("llama"), settings(cpu_kernels_directory=str(directory)))
-    kept = sorted(path.name.partition("-")[0] for path in directory.iterdir())
+    kept = sorted(path.name.partition("-")[0] for path in kernels.iterdir())
     assert kept == ["linear", "paged_attention"]
 
 
@@ -301,8 +307,10 @@ def test_eight_bit_weights_are_refused_where_there_is_no_kernel_for_them(
         load(replace(asked, accelerator_type="cuda"))
 
 
-def test_a_checkpoint_is_served_with_eight_bit_weights_that_are_kept(tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
+def test_a_checkpoint_is_served_with_eight_bit_weights_that_are_kept(
+    tmp_path: Path, kernels: Path
+) -> None:
+    kept = shutil.copytree(kernels, tmp_path / "kept")
     make_model("llama").save_pretrained(tmp_path)
     asked = settings_of(
         tmp_path, quantization="int8", torch_dtype="float32", cpu_kernels_directory=str(kept)
@@ -312,8 +320,8 @@ def test_a_checkpoint_is_served_with_eight_bit_weights_that_are_kept(tmp_path: P
     assert len(list(kept.glob("weights-*.safetensors"))) == 1
 
 
-def test_a_checkpoint_is_served_with_four_bit_weights(tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
+def test_a_checkpoint_is_served_with_four_bit_weights(tmp_path: Path, kernels: Path) -> None:
+    kept = shutil.copytree(kernels, tmp_path / "kept")
     make_model("llama", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
     asked = settings_of(tmp_path, hqq=True, torch_dtype="float32", cpu_kernels_directory=str(kept))
     assert load(asked).details["weights"] == "int4, others float32"

@@ -179,19 +179,24 @@ def test_greedy_steps_compute_no_logits_and_answer_as_generate(
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(
+    ("sampling", "asked"),
+    [
+        (GREEDY, "best"),
+        pytest.param(SamplingParams(seed=3, temperature=1.0), "compute", marks=pytest.mark.slow),
+    ],
+    ids=["greedy", "drawn"],
+)
 def test_compiled_steps_leave_the_output_layer_to_whoever_looks(
-    monkeypatch: pytest.MonkeyPatch,
+    sampling: SamplingParams, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library(torch.float32)
     calls, model = head_calls(monkeypatch), make_model("llama", num_hidden_layers=1)
-    drawn = SamplingParams(seed=3, temperature=1.0)
     settings = replace(SETTINGS, torch_compile=True)
-    for sampling, asked in ((GREEDY, "best"), (drawn, "compute")):
-        wanted = [Request(prompt, 5, sampling) for prompt in PROMPTS]
-        answers = run(model, wanted, settings=settings).answers
-        assert answers == run(model, wanted).answers
-        assert set(calls) == {asked}
-        calls.clear()
+    wanted = [Request(prompt, 5, sampling) for prompt in PROMPTS]
+    answers = run(model, wanted, settings=settings).answers
+    assert answers == run(model, wanted).answers
+    assert set(calls) == {asked}
 
 
 def test_a_greedy_answer_is_the_same_beside_those_that_are_drawn(

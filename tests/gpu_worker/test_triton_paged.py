@@ -24,6 +24,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_ROWS = 4
 NUM_BLOCKS = 60
 PLAIN = AttentionRules(scaling=0.3)
+SLOW = pytest.mark.slow
 
 
 class Duel:
@@ -113,9 +114,14 @@ RULES = {
         0.7, 37, softcap=3.0, sinks=torch.tensor([1.0, 3.0, -1.0, 6.0], device=DEVICE)
     ),
 }
+FAST = ("plain", "chunk", "all")  # the last has windows, a soft cap and sinks at once
 
 
-@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize(
+    "rules",
+    [pytest.param(RULES[name], marks=() if name in FAST else SLOW) for name in RULES],
+    ids=RULES,
+)
 def test_every_rule_holds_in_prefill_decode_and_both_together(rules: AttentionRules) -> None:
     duel = Duel(LayerGeometry(2, 16, 16), 4, rules)
     assert duel.step((0, 47), (1, 18)) < 1e-5
@@ -123,7 +129,10 @@ def test_every_rule_holds_in_prefill_decode_and_both_together(rules: AttentionRu
     assert duel.step((1, 1), (0, 30), (2, 5)) < 1e-5
 
 
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33, 63, 64, 127, 128])
+@pytest.mark.parametrize(
+    "length",
+    [1, 15, 16, 17, 31, 32, 33, 128, *(pytest.param(n, marks=SLOW) for n in (63, 64, 127))],
+)
 def test_contexts_around_the_borders_of_blocks_tiles_and_splits(length: int) -> None:
     duel = Duel(LayerGeometry(1, 16, 16), 1)
     assert duel.step((0, length)) < 1e-5
@@ -132,7 +141,11 @@ def test_contexts_around_the_borders_of_blocks_tiles_and_splits(length: int) -> 
 
 @pytest.mark.parametrize(
     "rules",
-    [PLAIN, replace(PLAIN, sinks=torch.tensor([2.0], device=DEVICE)), replace(PLAIN, window=150)],
+    [
+        pytest.param(PLAIN, marks=SLOW),
+        replace(PLAIN, sinks=torch.tensor([2.0], device=DEVICE)),
+        pytest.param(replace(PLAIN, window=150), marks=SLOW),
+    ],
     ids=["plain", "sinks", "window"],
 )
 def test_a_long_context_is_read_in_several_splits(rules: AttentionRules) -> None:
@@ -148,7 +161,11 @@ def test_any_number_of_queries_shares_a_key(num_heads: int, num_kv_heads: int) -
     assert duel.step((0, 1)) < 1e-5
 
 
-@pytest.mark.parametrize("sizes", [(8, 8), (80, 80), (96, 96), (24, 16), (192, 128), (256, 256)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(8, 8), (24, 16), (192, 128), (256, 256)]
+    + [pytest.param((n, n), marks=SLOW) for n in (80, 96)],
+)
 def test_any_size_of_key_and_value_heads(sizes: tuple[int, int]) -> None:
     duel = Duel(LayerGeometry(2, *sizes), 4, AttentionRules(sizes[0] ** -0.5))
     assert duel.step((0, 20), (1, 3)) < 1e-5
@@ -184,7 +201,11 @@ def test_many_prompts_share_a_step() -> None:
     assert duel.step((0, 32), (1, 1), (2, 31), (3, 66)) < 1e-5
 
 
-@pytest.mark.parametrize("rules", [PLAIN, RULES["window"]], ids=["plain", "window"])
+@pytest.mark.parametrize(
+    "rules",
+    [pytest.param(PLAIN, marks=SLOW), RULES["window"]],
+    ids=["plain", "window"],
+)
 def test_a_decoding_row_is_the_same_to_the_bit_in_any_company(rules: AttentionRules) -> None:
     duel = Duel(LayerGeometry(1, 16, 16), 1, rules)
     duel.step((0, 200), (1, 9), (2, 130))

@@ -19,6 +19,11 @@ Measured = Callable[[str, str, str, object], None]
 _ROWS = pytest.StashKey[list[tuple[str, str, str, str]]]()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _start_quickly(nursery: None) -> None:
+    """Servers need not import torch again."""
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chat template that fails at a word."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 import zmq
 
@@ -70,7 +69,7 @@ STALE_MESSAGES = {
 
 def run_directory_of(server: RunningServer) -> Path:
     """Where the server's sockets are."""
-    words = psutil.Process(server.process.pid).cmdline()
+    words = server.command
     return Path(words[words.index("--run-directory") + 1])
 
 

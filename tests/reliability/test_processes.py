@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 
 import openai
+import psutil
 import pytest
 
 from benchmarks.raw_http import connect, post
@@ -99,6 +100,26 @@ def test_a_room_that_stands_still_is_found_and_replaced(
     measured(
         "P25", f"{room} stopped, s to its end", f"<= {STALL_SECONDS + 3}", died_at - stopped_at
     )
+    impatient_rest.check()
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_a_server_that_is_halted_as_a_whole_loses_nothing(
+    impatient: RunningServer, impatient_rest: Rest
+) -> None:
+    """As by Ctrl-Z or `docker pause`: nobody has got on, and nobody is stuck."""
+    with GoodLoad(impatient.port) as load:
+        wait_until_streaming(load)
+        launcher = psutil.Process(impatient.process.pid)
+        halted = [launcher, *impatient.children().values()]
+        for process in halted:
+            process.suspend()
+        time.sleep(2 * STALL_SECONDS)  # this is what is tested
+        for process in halted:
+            process.resume()
+        wait_for_answers(load)
+    assert load.unharmed()
     impatient_rest.check()
 
 

@@ -40,9 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A Whisper of random weights, which has been at work."""
     checkpoint = save_whisper(tmp_path_factory.mktemp("whisper"))
     limits = ("--max-audio-seconds", "600", "--upload-timeout", str(UPLOAD_SECONDS))
-    with running_server(
-        "--hf-model", str(checkpoint), "--torch-dtype", "float32", *limits
-    ) as started:
+    flags = ("--hf-model", str(checkpoint), "--torch-dtype", "float32", *limits)
+    with running_server(*flags, afresh=True) as started:  # whose memory is its own
         for _ in range(3):
             assert send(started, GOOD).status_code == 200
         yield started

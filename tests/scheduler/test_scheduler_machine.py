@@ -38,7 +38,7 @@ class FixedMachine(SchedulerMachine):
 
 
 def test_every_life_of_the_scheduler_balances_its_books() -> None:
-    run_machine(100, 50, machine=SchedulerMachine)
+    run_machine(50, 50, machine=SchedulerMachine)
 
 
 def test_the_lives_come_by_everything_that_can_happen() -> None:

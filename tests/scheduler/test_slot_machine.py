@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import ClassVar
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize
 
@@ -82,9 +83,14 @@ class FixedSlotMachine(SlotMachine):
 
 
 def test_every_life_over_slots_balances_its_books() -> None:
-    run_machine(100, 50, machine=SlotMachine)
+    run_machine(25, 50, machine=SlotMachine)
+
+
+@pytest.mark.slow
+def test_every_long_life_over_slots_balances_its_books() -> None:
+    run_machine(1_000, 100, machine=SlotMachine)
 
 
 def test_lives_over_slots_come_by_everything_that_can_happen() -> None:
-    run_machine(100, 30, machine=FixedSlotMachine, is_fixed=True)
+    run_machine(50, 30, machine=FixedSlotMachine, is_fixed=True)
     assert FixedSlotMachine.seen.keys() >= SLOT_EVENTS

@@ -4,10 +4,11 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.errors import BadRequest
+from tests.examples import examples
 from tests.tokenizer_proc.prompt_cases import (
     CHAT_ENCODERS,
     CONTROLS,
@@ -32,7 +33,7 @@ from tokenizer_proc.context import Bound
 
 @every_kind
 @given(texts=st.lists(harmless, min_size=1, max_size=5))
-@settings(max_examples=200)
+@examples(200)
 def test_harmless_chats_give_hugging_faces_ids(kind: str, texts: list[str]) -> None:
     messages = conversation(texts)
     assert CHAT_ENCODERS[kind].encode(messages) == huggingface_ids(kind, messages)
@@ -40,7 +41,7 @@ def test_harmless_chats_give_hugging_faces_ids(kind: str, texts: list[str]) -> N
 
 @every_kind
 @given(texts=st.lists(harmless, min_size=1, max_size=5))
-@settings(max_examples=200)
+@examples(200)
 def test_the_way_around_control_tokens_gives_the_same_ids(kind: str, texts: list[str]) -> None:
     """A hidden `<` at the end of a last message makes the encoder take the careful path."""
     messages = conversation([*texts, "x <" if kind != "unigram" else "x ["])
@@ -71,7 +72,7 @@ def planted(draw: st.DrawFn, kind: str) -> tuple[Chat, Chat]:
 
 @template_blind
 @given(data=st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_planted_control_tokens_stay_text(kind: str, data: st.DataObject) -> None:
     messages, harmless_messages = data.draw(planted(kind))
     ids = CHAT_ENCODERS[kind].encode(messages)
@@ -131,7 +132,7 @@ def test_text_that_is_normalized_to_a_control_token_is_no_control_token() -> Non
     answer=st.lists(st.sampled_from(["<think>", "</think>", "\n", "a", "b "])).map("".join),
     thought_first=st.booleans(),
 )
-@settings(max_examples=300)
+@examples(300)
 def test_a_template_still_finds_the_reasoning_in_old_answers(
     answer: str, thought_first: bool
 ) -> None:
@@ -263,7 +264,7 @@ def continued(encoder: ChatEncoder, messages: Chat) -> list[int]:
 @example(texts=["a", "b <"])
 @example(texts=["a", "b \n"])
 @given(texts=st.lists(harmless, min_size=2, max_size=4))
-@settings(max_examples=100)
+@examples(100)
 def test_a_continued_message_gives_hugging_faces_ids(name: str, texts: list[str]) -> None:
     tokenizer, messages = CONTINUED[name], conversation(texts)
     ids = tokenizer.apply_chat_template(messages, continue_final_message=True, return_dict=False)

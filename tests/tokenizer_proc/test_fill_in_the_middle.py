@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import CodeLlamaTokenizer, PreTrainedTokenizerFast
 
 from shared.errors import BadRequest
 from shared.parts import Prompt, TextPrompt
+from tests.examples import examples
 from tests.tokenizer_proc.prompt_cases import (
     ENCODERS,
     LLAMA,
@@ -55,7 +56,7 @@ def fill(tokenizer: PreTrainedTokenizerFast, prefix: str, suffix: str, **fields:
 
 @pytest.mark.parametrize("family", BY_HAND)
 @given(prefix=code, suffix=code)
-@settings(max_examples=50)
+@examples(50)
 def test_the_prompt_is_the_one_that_is_written_by_hand(
     family: str, prefix: str, suffix: str
 ) -> None:
@@ -71,7 +72,7 @@ def code_llama() -> CodeLlamaTokenizer:
 
 
 @given(prefix=code.map(str.lstrip).filter(bool), suffix=code.filter(bool))
-@settings(max_examples=50)
+@examples(50)
 def test_code_llamas_suffix_follows_its_mark_without_a_space(prefix: str, suffix: str) -> None:
     """As in the code of its makers; transformers agrees on the rest and adds a space there."""
     tokenizer = code_llama()

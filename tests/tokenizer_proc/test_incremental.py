@@ -5,11 +5,12 @@ import random
 import timeit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.decoders import ByteFallback, DecodeStream, Fuse, Replace, Strip
 
+from tests.examples import examples
 from tokenizer_proc.incremental import IncrementalDetokenizer
 
 LINES = [
@@ -110,7 +111,7 @@ def assert_law(tokenizer: Tokenizer, ids: list[int], tail: list[int], skip: bool
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, UNIGRAM], ids=["byte-level", "unigram"])
 @given(data=st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_random_ids_give_what_decode_gives(
     tokenizer: Tokenizer, skip: bool, data: st.DataObject
 ) -> None:
@@ -120,7 +121,7 @@ def test_random_ids_give_what_decode_gives(
 
 @pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS)
 @given(text=st.text(st.sampled_from("".join(LINES))), cut=st.integers(0, 8))
-@settings(max_examples=300)
+@examples(300)
 def test_real_text_is_streamed_exactly(tokenizer: Tokenizer, text: str, cut: int) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     while tokenizer.decode(ids[:cut]).endswith(REPLACEMENT):
@@ -131,7 +132,7 @@ def test_real_text_is_streamed_exactly(tokenizer: Tokenizer, text: str, cut: int
 
 
 @given(chars=st.text(st.sampled_from("é你😀a")), ids=random_ids(BYTE_FALLBACK))
-@settings(max_examples=300)
+@examples(300)
 def test_whole_byte_runs_are_streamed_exactly(chars: str, ids: list[int]) -> None:
     """Random ids without single bytes, around characters spelt in bytes."""
     first_byte, last_byte = byte_ids(0, 255)
@@ -141,7 +142,7 @@ def test_whole_byte_runs_are_streamed_exactly(chars: str, ids: list[int]) -> Non
 
 
 @given(ids=random_ids(BYTE_FALLBACK), tail=random_ids(BYTE_FALLBACK))
-@settings(max_examples=300)
+@examples(300)
 def test_broken_byte_runs_lose_nothing_and_hold_nothing_back(
     ids: list[int], tail: list[int]
 ) -> None:

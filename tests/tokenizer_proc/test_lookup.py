@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import BadRequest
 from shared.messages import Decode, Encode
 from shared.parts import ChatPrompt, Prompt, TextPrompt
+from tests.examples import examples
 from tests.tokenizer_proc.prompt_cases import (
     CONTROLS,
     ENCODERS,
@@ -39,7 +40,7 @@ def text_of(encoder: PromptEncoder, token_ids: tuple[int, ...]) -> str:
 @pytest.mark.parametrize("kind", [*LOSSLESS, "bytes"])
 @pytest.mark.parametrize("special", [True, False])
 @given(data=st.data())
-@settings(max_examples=100)
+@examples(100)
 def test_the_text_of_a_texts_ids_is_the_text(kind: str, special: bool, data: st.DataObject) -> None:
     encoder = encoder_of(kind)
     controls = [text for text in CONTROLS.get(kind, ["<|im_end|>"]) if text != "<s>"]

@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import BadRequest
 from shared.parts import ChatPrompt, Prompt, TextPrompt
+from tests.examples import examples
 from tests.tokenizer_proc.prompt_cases import (
     CONTROLS,
     ENCODERS,
@@ -39,7 +40,7 @@ def chat_prompt(*contents: str, **fields: Any) -> Prompt:
 
 @every_kind
 @given(data=st.data())
-@settings(max_examples=100)
+@examples(100)
 def test_a_text_gives_transformers_ids_and_its_control_tokens_count(
     kind: str, data: st.DataObject
 ) -> None:
