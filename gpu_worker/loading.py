@@ -227,7 +227,7 @@ def choose_dtype(torch_dtype: str, device: torch.device) -> torch.dtype:
     if torch_dtype not in ("", "auto"):
         dtype: torch.dtype = getattr(torch, torch_dtype)
         return dtype
-    if device.type == "cuda" or torch.cpu._is_amx_tile_supported():  # bf16 matrix units
+    if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
 

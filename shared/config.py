@@ -237,7 +237,7 @@ class WorkerConfig:
         "",
         "weights and KV cache; `auto`: the device's fastest",
         choices=("auto", "float32", "float16", "bfloat16"),
-        unset="bfloat16, on a CPU without bf16 matrix units float32",
+        unset="bfloat16, on a CPU without bfloat16 arithmetic float32",
         is_basic=True,
     )
     accelerator_type: str = flag(

@@ -1,7 +1,8 @@
 """Paged attention by the native CPU kernel: contexts are read where they lie, and never copied.
 
 It does every rule of `AttentionRules`, for prompts as for single tokens, in float32 arithmetic; or
-by the matrix unit, where there is one, from bfloat16 keys and values, with sums in float32.
+by the matrix unit or products of pairs, where there are such, from bfloat16 keys and values, with
+sums in float32.
 """
 
 import logging
@@ -14,7 +15,7 @@ import torch
 
 from gpu_worker.attention.backend import AttentionRules
 from gpu_worker.batch import Batch
-from gpu_worker.cpu_kernels.attention import TYPES, Call, Kernels, Pool, Spans, load_kernels
+from gpu_worker.cpu_kernels.attention import TYPES, Call, Kernels, Pool, Spans, Unit, load_kernels
 from gpu_worker.kv_cache import BLOCK_SIZE, KVGeometry, LayerGeometry
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 class _Layer:
     """The tensors own the memory that the structure points to."""
 
-    keys: torch.Tensor  # [blocks, Hkv, Dk, 16], or for the matrix unit [blocks, Hkv, Dk / 2, 16, 2]
+    keys: torch.Tensor  # [blocks, Hkv, Dk, 16], or as pairs [blocks, Hkv, Dk / 2, 16, 2]
     values: torch.Tensor  # [blocks, Hkv, 16, Dv], or [blocks, Hkv, Dv / 16, 8, 16, 2]
     pool: Pool
 
@@ -114,14 +115,15 @@ def _layer(
 ) -> _Layer:
     """An empty pool in the layout for the fastest arithmetic that it can have here."""
     heads, key_size, value_size = geometry.num_kv_heads, geometry.key_size, geometry.value_size
-    is_tiled = kernels.can_tile(dtype, key_size, value_size)
-    key_shape = (key_size // 2, BLOCK_SIZE, 2) if is_tiled else (key_size, BLOCK_SIZE)
+    unit = kernels.best_unit(dtype, key_size, value_size)
+    in_pairs = unit != Unit.VECTORS
+    key_shape = (key_size // 2, BLOCK_SIZE, 2) if in_pairs else (key_size, BLOCK_SIZE)
     tiles = (value_size // 16, BLOCK_SIZE // 2, 16, 2)
-    value_shape = tiles if is_tiled else (BLOCK_SIZE, value_size)
+    value_shape = tiles if in_pairs else (BLOCK_SIZE, value_size)
     keys = torch.zeros(num_blocks, heads, *key_shape, dtype=dtype)
     values = torch.zeros(num_blocks, heads, *value_shape, dtype=dtype)
     pool = Pool(
-        keys.data_ptr(), values.data_ptr(), TYPES[dtype], heads, key_size, value_size, is_tiled
+        keys.data_ptr(), values.data_ptr(), TYPES[dtype], heads, key_size, value_size, unit
     )
     return _Layer(keys, values, pool)
 

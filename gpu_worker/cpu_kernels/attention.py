@@ -4,6 +4,7 @@ The structures mirror those of `paged_attention.cpp`, field by field.
 """
 
 import ctypes
+from enum import IntEnum
 from pathlib import Path
 
 import torch
@@ -18,6 +19,14 @@ _WITHOUT = "CPU attention: plain torch, slower from batch 8 on, because"
 _address, _integer, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
+class Unit(IntEnum):
+    """What computes attention, as the C++ file numbers it; each but the first can do less."""
+
+    VECTORS = 0
+    PAIR_PRODUCTS = 1
+    MATRIX = 2
+
+
 class Pool(ctypes.Structure):
     """One layer's keys and values, in one of the two layouts that the C++ file describes."""
 
@@ -28,7 +37,7 @@ class Pool(ctypes.Structure):
         ("num_kv_heads", _integer),
         ("key_size", _integer),
         ("value_size", _integer),
-        ("is_tiled", _integer),
+        ("unit", _integer),
     )
 
 
@@ -77,13 +86,13 @@ class Kernels:
         self._attend = library.paged_attention
         self._attend.argtypes = [ctypes.POINTER(structure) for structure in (Pool, Spans, Call)]
         self._attend.restype = _integer
-        self._can_tile = library.can_tile
-        self._can_tile.argtypes = [_integer] * 3
-        self._can_tile.restype = _integer
+        self._best_unit = library.best_unit
+        self._best_unit.argtypes = [_integer] * 3
+        self._best_unit.restype = _integer
 
-    def can_tile(self, dtype: torch.dtype, key_size: int, value_size: int) -> bool:
-        """Whether this machine's matrix unit can serve heads of this precision and these sizes."""
-        return bool(self._can_tile(TYPES[dtype], key_size, value_size))
+    def best_unit(self, dtype: torch.dtype, key_size: int, value_size: int) -> Unit:
+        """What computes heads of this precision and these sizes fastest on this machine."""
+        return Unit(self._best_unit(TYPES[dtype], key_size, value_size))
 
     def paged_attention(self, pool: Pool, spans: Spans, call: Call) -> int:
         """Writes the step's keys and values, attends; returns how many tokens were written."""

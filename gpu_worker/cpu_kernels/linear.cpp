@@ -5,7 +5,7 @@
 // multiplied differs by kind:
 //
 // - float32: one number a word, summed in the order of the inputs;
-// - bfloat16: two, by the matrix unit alone, which sums in float32;
+// - bfloat16: two, summed in float32, by the matrix unit or AVX-512's own products of such pairs;
 // - 8 bits: four. Weights are integers from -127 to 127, with a scale for each output; a row of
 //   activations is quantised here, with a scale of its own. Integers are summed exactly.
 //
@@ -26,11 +26,10 @@ namespace {
 enum Kind : int64_t { kFloatWeights = 0, kBFloat16Weights = 1, kByteWeights = 2 };
 
 constexpr int64_t kColumns = 32;  // outputs of a strip: two vectors
-constexpr int64_t kMaxRows = 12;  // rows of a tile, whose sums fill 24 registers
+constexpr int64_t kMaxRows = 11;  // rows of a tile: their sums and addresses stay in registers
 constexpr int64_t kTiledRows = 5;  // so many rows of bytes are worth tiles of the matrix unit
-constexpr int64_t kDepth = 256;    // words of a strip that stay in the first-level cache
-constexpr int64_t kAhead = 2048;   // bytes of a weight that are fetched before they are needed
-constexpr int64_t kFewRows = 6;    // up to so many, memory is what a tile waits for
+constexpr int64_t kDepth = 1024;   // words of a strip that stay in the second-level cache
+constexpr int64_t kAhead = 4096;   // bytes of a weight that are fetched before they are needed
 constexpr int64_t kSerial = 1 << 15;  // fewer words times outputs take less time than a second thread
 constexpr int64_t kSerialRows = 8;    // fewer rows are prepared by one thread
 
@@ -74,6 +73,10 @@ struct BFloat16s {
     if (rest == 0) return;
     std::memset(piece, 0, kPiece);
     std::memcpy(piece, from, rest);
+  }
+  static Sums zero() { return _mm512_setzero_ps(); }
+  static void add(Sums& sums, __m512i weights, __m512i word) {
+    add_pairs(sums, weights, word);
   }
   static __m512 finish(const Layer&, const Rows&, int64_t, int64_t, Sums sums) { return sums; }
 };
@@ -142,7 +145,7 @@ void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t c
   const uint8_t* const weight = layer.weight + column * input.num_words * 4;
   const uint8_t* const rows = input.numbers.row(row);
   typename Numbers::Sums low[R], high[R];
-#pragma GCC unroll 12
+#pragma GCC unroll 11
   for (int r = 0; r < R; r++) {
     low[r] = part.begin ? part.sums[row + r][0] : Numbers::zero();
     high[r] = part.begin ? part.sums[row + r][1] : Numbers::zero();
@@ -150,11 +153,9 @@ void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t c
   for (int64_t word = part.begin; word < part.end; word++) {
     const uint8_t* const now = weight + word * 4 * kColumns;
     const __m512i first = _mm512_loadu_si512(now), second = _mm512_loadu_si512(now + 64);
-    if (R <= kFewRows) {
-      _mm_prefetch(reinterpret_cast<const char*>(now + kAhead), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(now + kAhead + 64), _MM_HINT_T0);
-    }
-#pragma GCC unroll 12
+    _mm_prefetch(reinterpret_cast<const char*>(now + kAhead), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(now + kAhead + 64), _MM_HINT_T0);
+#pragma GCC unroll 11
     for (int r = 0; r < R; r++) {
       int32_t bits;
       std::memcpy(&bits, rows + r * input.numbers.stride + word * 4, sizeof bits);
@@ -164,32 +165,13 @@ void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t c
     }
   }
   if (part.end < input.num_words) {
-#pragma GCC unroll 12
+#pragma GCC unroll 11
     for (int r = 0; r < R; r++) part.sums[row + r][0] = low[r], part.sums[row + r][1] = high[r];
     return;
   }
-#pragma GCC unroll 12
+#pragma GCC unroll 11
   for (int r = 0; r < R; r++) {
     finish<Numbers>(layer, input, row + r, column, low[r], high[r], end);
-  }
-}
-
-template <class Numbers, class End>
-void multiply_rows(const Layer& layer, const Rows& input, int64_t row, int64_t count,
-                   int64_t column, const Part<Numbers>& part, const End& end) {
-  switch (count) {
-    case 1: return multiply_tile<1, Numbers>(layer, input, row, column, part, end);
-    case 2: return multiply_tile<2, Numbers>(layer, input, row, column, part, end);
-    case 3: return multiply_tile<3, Numbers>(layer, input, row, column, part, end);
-    case 4: return multiply_tile<4, Numbers>(layer, input, row, column, part, end);
-    case 5: return multiply_tile<5, Numbers>(layer, input, row, column, part, end);
-    case 6: return multiply_tile<6, Numbers>(layer, input, row, column, part, end);
-    case 7: return multiply_tile<7, Numbers>(layer, input, row, column, part, end);
-    case 8: return multiply_tile<8, Numbers>(layer, input, row, column, part, end);
-    case 9: return multiply_tile<9, Numbers>(layer, input, row, column, part, end);
-    case 10: return multiply_tile<10, Numbers>(layer, input, row, column, part, end);
-    case 11: return multiply_tile<11, Numbers>(layer, input, row, column, part, end);
-    default: return multiply_tile<12, Numbers>(layer, input, row, column, part, end);
   }
 }
 
@@ -205,7 +187,9 @@ void multiply_strip(const Layer& layer, const Rows& input, int64_t column, const
     for (int64_t tile = 0; tile < num_tiles; tile++) {
       const int64_t row = input.num_rows * tile / num_tiles;
       const int64_t stop = input.num_rows * (tile + 1) / num_tiles;
-      multiply_rows<Numbers>(layer, input, row, stop - row, column, part, end);
+      with_count<kMaxRows>(stop - row, [&](auto count) {
+        multiply_tile<count.value, Numbers>(layer, input, row, column, part, end);
+      });
     }
   }
 }
@@ -261,9 +245,7 @@ void multiply(const Strip& strip, const Rows& rows, bool in_tiles, Leaders* lead
     if constexpr (Numbers::kHasTiles) {
       if (in_tiles) return multiply_strip_in_tiles<Numbers>(*strip.layer, rows, strip.column, end);
     }
-    if constexpr (Numbers::kIsInteger || !Numbers::kHasTiles) {
-      multiply_strip<Numbers>(*strip.layer, rows, strip.column, end);
-    }
+    multiply_strip<Numbers>(*strip.layer, rows, strip.column, end);
   };
   if (leaders) return with(BestOnly<T>{*strip.layer, leaders});
   with(Stored<T>{*strip.layer});
@@ -313,7 +295,7 @@ void run(const Layer* layers, int64_t num_layers, const Input& input, const Best
 }  // namespace
 
 // Whether bfloat16 weights can be multiplied here.
-extern "C" int64_t has_matrix_unit() { return has_tiles(); }
+extern "C" int64_t has_bfloat16_products() { return has_tiles() || kHasBFloat16; }
 
 namespace {
 void run_kind(int64_t kind, const Layer* layers, int64_t num_layers, const Input* input,

@@ -48,12 +48,12 @@ class NativeLinears:
         self.multiply.argtypes = (INTEGER, ADDRESS, INTEGER, ADDRESS)
         self.find_best.argtypes = (INTEGER, ADDRESS, ADDRESS, ADDRESS)
         self.multiply.restype = self.find_best.restype = None
-        library.has_matrix_unit.restype = INTEGER
-        self.has_matrix_unit = bool(library.has_matrix_unit())
+        library.has_bfloat16_products.restype = INTEGER
+        self.has_bfloat16 = bool(library.has_bfloat16_products())
 
     def has(self, dtype: torch.dtype) -> bool:
         """Whether weights of this dtype can be multiplied here."""
-        return dtype in _KINDS and (dtype != torch.bfloat16 or self.has_matrix_unit)
+        return dtype in _KINDS and (dtype != torch.bfloat16 or self.has_bfloat16)
 
 
 class NativeWeight:

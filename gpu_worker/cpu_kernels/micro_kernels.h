@@ -231,16 +231,9 @@ class Vectors {
   void attend(const Context<T>& context, const Row* rows, int64_t r, int64_t count, int64_t split,
               const Sums& sums) const {
     const float* const query = queries_.data() + r * size_;
-    switch (count) {
-      case 1: return attend_split<1>(context, rows + r, query, split, sums);
-      case 2: return attend_split<2>(context, rows + r, query, split, sums);
-      case 3: return attend_split<3>(context, rows + r, query, split, sums);
-      case 4: return attend_split<4>(context, rows + r, query, split, sums);
-      case 5: return attend_split<5>(context, rows + r, query, split, sums);
-      case 6: return attend_split<6>(context, rows + r, query, split, sums);
-      case 7: return attend_split<7>(context, rows + r, query, split, sums);
-      default: return attend_split<8>(context, rows + r, query, split, sums);
-    }
+    with_count<kMaxRows>(count, [&](auto number) {
+      attend_split<number.value>(context, rows + r, query, split, sums);
+    });
   }
 
  private:

@@ -4,8 +4,9 @@
 //
 // - for vectors, of any type: keys as [blocks, Dk, 16], so that one vector holds 16 keys and no sum
 //   runs across lanes, and values as [blocks, 16, Dv]; arithmetic is float32 throughout;
-// - for the matrix unit, of bfloat16: keys as [blocks, Dk / 2, 16, 2] and values as
-//   [blocks, Dv / 16, 8, 16, 2], which are lines of its tiles; it sums in float32.
+// - for pairs, of bfloat16: keys as [blocks, Dk / 2, 16, 2] and values as [blocks, Dv / 16, 8, 16, 2],
+//   which are lines of the matrix unit's tiles, and vectors of AVX-512's products of pairs; both sum
+//   in float32.
 //
 // A context is cut at fixed positions, every kSplit keys (Flash-Decoding, Dao et al., 2023), and the
 // parts are merged in order. Every sum runs in an order that positions alone decide, for prompts as
@@ -27,8 +28,10 @@ struct Pool {  // one layer's keys and values
   void* keys;    // [blocks, Hkv], each a block of Dk x 16 numbers
   void* values;  // [blocks, Hkv], each a block of 16 x Dv numbers
   int64_t type, num_kv_heads, key_size, value_size;
-  int64_t is_tiled;  // for the matrix unit; 0: for vectors
+  int64_t unit;  // what computes, and so which layout
 };
+
+enum Unit : int64_t { kVectors = 0, kPairProducts = 1, kMatrixUnit = 2 };
 
 struct Spans {  // the sequences of a step
   int64_t num_spans;
@@ -74,7 +77,7 @@ struct Item {  // a piece of work for one thread
   int64_t cost_before = 0;    // pairs of a token and a key in all items before
 };
 
-template <class Kernel>  // Vectors or Tiles
+template <class Kernel>  // Vectors, or Tiles of a unit
 class LayerStep {
  public:
   using Number = typename Kernel::Number;
@@ -362,15 +365,20 @@ class LayerStep {
 
 }  // namespace
 
-// Whether a pool can be tiled here: the matrix unit needs whole tiles of bfloat16 numbers.
-extern "C" int64_t can_tile(int64_t type, int64_t key_size, int64_t value_size) {
+// The best unit that this machine has for heads of this precision and these sizes. Pairs come in whole
+// tiles.
+extern "C" int64_t best_unit(int64_t type, int64_t key_size, int64_t value_size) {
   const bool is_whole = key_size % kLine == 0 && value_size % kBlock == 0;
-  return type == kBFloat16 && is_whole && has_tiles() && __builtin_cpu_supports("avx512bf16");
+  if (type != kBFloat16 || !is_whole || !kHasBFloat16) return kVectors;
+  return has_tiles() ? kMatrixUnit : kPairProducts;
 }
 
 // Writes the step's keys and values to the pool, attends, and returns how many tokens it wrote.
 extern "C" int64_t paged_attention(const Pool* pool, const Spans* spans, const Call* call) {
-  if (pool->is_tiled) return LayerStep<Tiles>(*pool, *spans, *call).run();
+  if (pool->unit == kMatrixUnit) return LayerStep<Tiles<MatrixUnit>>(*pool, *spans, *call).run();
+  if (pool->unit == kPairProducts) {
+    return LayerStep<Tiles<PairProducts>>(*pool, *spans, *call).run();
+  }
   if (pool->type == kFloat32) return LayerStep<Vectors<float>>(*pool, *spans, *call).run();
   if (pool->type == kBFloat16) return LayerStep<Vectors<BFloat16>>(*pool, *spans, *call).run();
   return LayerStep<Vectors<Float16>>(*pool, *spans, *call).run();

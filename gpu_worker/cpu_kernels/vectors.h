@@ -5,10 +5,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 namespace {
 
 constexpr int64_t kBlock = 16;  // numbers of a vector, and tokens of a block of the pool
+
+// Whether the processor multiplies pairs of bfloat16 numbers, and rounds to them, by itself.
+const bool kHasBFloat16 = __builtin_cpu_supports("avx512bf16");
 
 struct BFloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
@@ -63,6 +67,11 @@ inline void store_both(float* p, __m512 first, __m512 second) {
   _mm512_storeu_ps(p + kBlock, second);
 }
 inline void store_both(BFloat16* p, __m512 first, __m512 second) {
+  if (kHasBFloat16) {
+    __m512i rounded;
+    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(rounded) : "v"(second), "v"(first));
+    return _mm512_storeu_si512(p, rounded);
+  }
   static const __m512i odd = odd_places();
   const __m512i upper =
       _mm512_permutex2var_epi16(round_to_bfloat16(first), odd, round_to_bfloat16(second));
@@ -77,6 +86,18 @@ inline __mmask16 first_lanes(int64_t n) {
   return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, kBlock)) - 1);
 }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// sums[i] += the product of both numbers of pair i.
+inline void add_pairs(__m512& sums, __m512i pairs, __m512i others) {  // of bfloat16 numbers
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(pairs), "v"(others));
+}
+
+// Calls a function with `count`, from 1 to Most, as a constant.
+template <int Most, class Function>
+void with_count(int64_t count, const Function& function) {
+  if (count == Most) return function(std::integral_constant<int, Most>());
+  if constexpr (Most > 1) with_count<Most - 1>(count, function);
+}
 
 inline __m512 polynomial(__m512 x, std::initializer_list<float> coefficients) {
   __m512 sum = _mm512_setzero_ps();

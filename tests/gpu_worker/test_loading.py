@@ -75,17 +75,17 @@ def test_the_dtype_is_what_was_asked(asked: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("asked", ["", "auto"])
 @pytest.mark.parametrize(
-    ("device", "has_matrix_units", "expected"),
+    ("device", "has_bfloat16", "expected"),
     [("cpu", False, torch.float32), ("cpu", True, torch.bfloat16), ("cuda", False, torch.bfloat16)],
 )
 def test_left_alone_the_dtype_is_the_devices_fastest(
     asked: str,
     device: str,
-    has_matrix_units: bool,
+    has_bfloat16: bool,
     expected: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
     assert choose_dtype(asked, torch.device(device)) is expected
 
 

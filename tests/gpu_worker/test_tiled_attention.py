@@ -1,4 +1,4 @@
-"""Native attention by the matrix unit, over a pool of bfloat16, against float64 in plain torch."""
+"""Native attention over a pool of pairs of bfloat16, against float64 in plain torch."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from gpu_worker.attention.backend import AttentionRules
 from gpu_worker.attention.cpu_paged import CpuPagedAttention
 from gpu_worker.attention.torch_paged import TorchAttention
-from gpu_worker.cpu_kernels.attention import Kernels
+from gpu_worker.cpu_kernels.attention import Kernels, Unit
 from gpu_worker.kv_cache import BLOCK_SIZE
 from tests.gpu_worker.native import kernels, native_backend
 from tests.gpu_worker.paged_steps import NUM_BLOCKS, GrowingSequences, Shape, attend
@@ -28,10 +28,15 @@ UNTILED = [Shape(4, 2, 80, 80), Shape(4, 2, 64, 72), Shape(6, 2, 20, 24)]
 CUTS = [1, 14, 1, 1, 14, 1, 1, 1, 221, 1, 1, 1, 60, 195, 1, 40]
 
 
-@pytest.fixture(autouse=True)
-def _matrix_unit() -> None:
-    if not kernels().can_tile(BFLOAT16, 64, 64):
-        pytest.skip("needs a matrix unit (AMX)")
+@pytest.fixture(autouse=True, params=[Unit.PAIR_PRODUCTS, Unit.MATRIX], ids=lambda unit: unit.name)
+def _unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What computes, where this machine has it; its own best may be better."""
+    if kernels().best_unit(BFLOAT16, 64, 64) < request.param:
+        pytest.skip("needs AMX" if request.param == Unit.MATRIX else "needs avx512_bf16")
+    best = Kernels.best_unit
+    monkeypatch.setattr(
+        Kernels, "best_unit", lambda self, *of: min(best(self, *of), request.param)
+    )
 
 
 def errors(
@@ -79,7 +84,7 @@ def test_half_precisions_differ_by_their_own_rounding(rules: str, dtype: torch.d
 
 @pytest.mark.parametrize("shape", UNTILED, ids=str)
 def test_sizes_that_fill_no_tiles_are_served_by_vectors(shape: Shape) -> None:
-    assert not kernels().can_tile(BFLOAT16, shape.key_size, shape.value_size)
+    assert kernels().best_unit(BFLOAT16, shape.key_size, shape.value_size) == Unit.VECTORS
     differences, expected = errors(shape, shape.rules(), STEPS, BFLOAT16)
     assert (differences <= expected.abs() * torch.finfo(BFLOAT16).eps / 2 + TOLERANCE).all()
 
@@ -89,8 +94,8 @@ def test_other_pools_are_for_vectors(dtype: torch.dtype) -> None:
     assert native_backend(GROUPED, dtype)._layers[0].keys.shape[2:] == (64, BLOCK_SIZE)
 
 
-def test_without_a_matrix_unit_vectors_serve_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kernels, "can_tile", lambda *_: False)
+def test_without_such_units_vectors_serve_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kernels, "best_unit", lambda *_: Unit.VECTORS)
     assert native_backend(GROUPED, BFLOAT16)._layers[0].values.shape[2:] == (BLOCK_SIZE, 64)
     differences, expected = errors(GROUPED, GROUPED.rules(), STEPS, BFLOAT16)
     assert (differences <= expected.abs() * torch.finfo(BFLOAT16).eps / 2 + TOLERANCE).all()
