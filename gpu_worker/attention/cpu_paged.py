@@ -122,9 +122,7 @@ def _layer(
     value_shape = tiles if in_pairs else (BLOCK_SIZE, value_size)
     keys = torch.zeros(num_blocks, heads, *key_shape, dtype=dtype)
     values = torch.zeros(num_blocks, heads, *value_shape, dtype=dtype)
-    pool = Pool(
-        keys.data_ptr(), values.data_ptr(), TYPES[dtype], heads, key_size, value_size, unit
-    )
+    pool = Pool(keys.data_ptr(), values.data_ptr(), TYPES[dtype], heads, key_size, value_size, unit)
     return _Layer(keys, values, pool)
 
 

@@ -34,9 +34,7 @@ def _unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if kernels().best_unit(BFLOAT16, 64, 64) < request.param:
         pytest.skip("needs AMX" if request.param == Unit.MATRIX else "needs avx512_bf16")
     best = Kernels.best_unit
-    monkeypatch.setattr(
-        Kernels, "best_unit", lambda self, *of: min(best(self, *of), request.param)
-    )
+    monkeypatch.setattr(Kernels, "best_unit", lambda self, *of: min(best(self, *of), request.param))
 
 
 def errors(
