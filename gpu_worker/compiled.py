@@ -22,6 +22,7 @@ from gpu_worker.batch import Batch, Span, over_fixed_inputs
 from gpu_worker.linears.joined import joining_pass
 from gpu_worker.linears.lazy_logits import LazyLogits
 from gpu_worker.linears.native import NativeLinear
+from gpu_worker.opaque import call_directly
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class CompiledForward:
 
 def compiled(function: Callable[..., torch.Tensor], options: dict[str, Any]) -> Any:
     """The function, which is compiled in its first calls, whole or not at all."""
+    call_directly()
     options = {**options, "post_grad_custom_pre_pass": joining_pass()}
     return torch.compile(_own(function), fullgraph=True, options=options)
 

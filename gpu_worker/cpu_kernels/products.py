@@ -62,16 +62,19 @@ class Product:
             weight.fill(layer)
         self._input = _Input(in_features=weights[0].in_features)
         # Kept, because every call takes microseconds, and a step makes hundreds of them.
-        self._sizes = tuple(weight.out_features for weight in weights)
+        sizes = (weight.out_features for weight in weights)
+        self._sized = tuple(zip(self._layers, sizes, strict=True))
         self._addresses = ctypes.addressof(self._layers), ctypes.addressof(self._input)
 
     def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
         """[…, in] to [..., out] of each weight; ValueError for what they cannot take."""
         x = x.contiguous()  # it must live until the call is over
         leading = x.shape[:-1]
-        outputs = [x.new_empty((*leading, size)) for size in self._sizes]
-        for number, output in enumerate(outputs):
-            self._layers[number].output = output.data_ptr()
+        outputs = []
+        for layer, size in self._sized:
+            output = x.new_empty((*leading, size))
+            layer.output = output.data_ptr()
+            outputs.append(output)
         layers, given = self._given(x)
         self._multiply(layers, len(outputs), given)
         return outputs

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from gpu_worker import opaque
 from gpu_worker.linears.fused import SharedProduct
 from gpu_worker.linears.opaque_linear import linear_operator
 from gpu_worker.opaque import all_numbered, numbered, operator
@@ -71,8 +72,8 @@ def joining_pass() -> Any:
 
 
 def _siblings_key() -> str:
-    """Changes with all that the pass depends on: this file, and which layers are siblings."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    """Changes with all that code depends on: how it calls, this pass, which layers are siblings."""
+    digest = hashlib.sha256(Path(__file__).read_bytes() + Path(opaque.__file__).read_bytes())
     for product in all_numbered(SharedProduct):
         digest.update(repr((product.number, [x.number for x in product.layers])).encode())
     return digest.hexdigest()

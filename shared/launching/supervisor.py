@@ -129,7 +129,10 @@ class Supervisor:
             self._config.launcher,
             program=self._program(identity.kind),
             environ=child_environment(
-                identity.kind, self._environ, self._config.worker.cpu_kernels_directory
+                identity.kind,
+                self._environ,
+                self._config.worker.cpu_kernels_directory,
+                compiles=self._config.worker.torch_compile,
             ),
             pass_fds=[self._listener.fileno(), self._sheet] if identity.kind == "frontend" else [],
         )

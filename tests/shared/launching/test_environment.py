@@ -2,12 +2,18 @@
 
 import pytest
 
-from shared.launching.environment import SPIN_COUNT, child_environment, usable_environment
+from shared.launching.environment import (
+    COMPILED_SPIN_COUNT,
+    SPIN_COUNT,
+    child_environment,
+    usable_environment,
+)
 
 
 def test_only_the_worker_has_threads_and_they_do_not_spin_for_long() -> None:
     worker = child_environment("worker", {})
     assert (worker["OMP_WAIT_POLICY"], worker["GOMP_SPINCOUNT"]) == ("PASSIVE", SPIN_COUNT)
+    assert child_environment("worker", {}, compiles=True)["GOMP_SPINCOUNT"] == COMPILED_SPIN_COUNT
     assert "OMP_NUM_THREADS" not in worker
     assert child_environment("worker", {"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
     for kind in ("frontend", "tokenizer", "detokenizer"):
