@@ -33,7 +33,7 @@ serve: install  ## serve the built-in chat model on port 7088 (more flags: ARGS=
 	$(PY) launcher.py --hf-model demo $(ARGS)
 
 test: install  ## every fast test; needs neither a GPU nor a download (ARGS="-k scheduler")
-	$(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(TEST_PROCESSES) --dist loadfile)
+	$(PY) -m pytest $(if $(ARGS),$(ARGS),-n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder)
 
 test-slow: install  ## the tests that take minutes, and all random examples
 	$(PY) -m pytest -m "slow and not reliability" --timeout 1800 $(ARGS)

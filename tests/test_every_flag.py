@@ -257,7 +257,7 @@ ROWS = {
     ),
     "cpu_kernels_directory": Row(
         "/x", (CHOICE, LINEARS),
-        "gpu_worker/test_loading.py::test_cpu_kernels_are_kept_where_the_setting_says",
+        "gpu_worker/test_loading.py::test_cpu_kernels_are_loaded_from_where_the_setting_says",
     ),
     "cpu_threads": Row(
         "7", (LOADING,),

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -58,7 +58,12 @@ class RunningServer:
 
     def children(self) -> dict[str, psutil.Process]:
         """The rooms by name, such as `worker-0`."""
-        return {child.cmdline()[0].rsplit(" ", 1)[-1]: child for child in self._descendants()}
+        named = {}
+        for child in self._descendants():
+            with suppress(psutil.NoSuchProcess):  # it is gone
+                if words := child.cmdline():  # and not about to be
+                    named[words[0].rsplit(" ", 1)[-1]] = child
+        return named
 
     def metric(self, name: str) -> float:
         """The value of one series of /metrics, whatever its labels; 0 when it is absent."""

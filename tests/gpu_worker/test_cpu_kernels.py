@@ -13,7 +13,14 @@ from gpu_worker.attention.cpu_paged import choose_cpu_backend
 from gpu_worker.cpu_kernels import build as building
 from gpu_worker.cpu_kernels import loading
 from gpu_worker.cpu_kernels.attention import load_kernels
-from gpu_worker.cpu_kernels.build import LINEAR, PAGED_ATTENTION, BuildError, Library
+from gpu_worker.cpu_kernels.build import (
+    INT4_LINEAR,
+    LINEAR,
+    PAGED_ATTENTION,
+    BuildError,
+    Library,
+)
+from gpu_worker.cpu_kernels.loading import load_library
 from tests.gpu_worker.native import kernels
 from tests.gpu_worker.paged_steps import Shape
 
@@ -120,7 +127,7 @@ def test_what_a_group_writable_umask_makes_is_loaded(tmp_path: Path) -> None:
     kernels()
     before = os.umask(0o002)
     try:
-        assert load_kernels(tmp_path / "cache") is not None
+        assert load_library(INT4_LINEAR, tmp_path / "cache", "", "") is not None
     finally:
         os.umask(before)
 

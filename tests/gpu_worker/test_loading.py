@@ -20,6 +20,7 @@ from transformers import (
 
 from gpu_worker import sizing
 from gpu_worker.architectures import refuse_impossible_sizes
+from gpu_worker.cpu_kernels.build import default_cache_directory
 from gpu_worker.kv_cache import BLOCK_SIZE
 from gpu_worker.loading import choose_device, choose_dtype, load, serve
 from gpu_worker.paged_attention import ATTENTION
@@ -277,17 +278,24 @@ def test_the_sizes_of_a_decoder_within_a_model_are_checked_too() -> None:
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what one start has compiled."""
+    """A folder with the kernels that this machine has compiled: once is enough for all tests."""
+    serve(make_model("llama"), settings())
     directory = tmp_path_factory.mktemp("loading") / "kernels"
-    serve(make_model("llama"), settings(cpu_kernels_directory=str(directory)))
+    directory.mkdir(mode=0o700)
+    for library in default_cache_directory().glob("*.so"):
+        shutil.copy2(library, directory)
     return directory
 
 
-def test_cpu_kernels_are_kept_where_the_setting_says(kernels: Path) -> None:
+def test_cpu_kernels_are_loaded_from_where_the_setting_says(
+    kernels: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     if shutil.which("g++") is None:
         pytest.skip("there is no compiler")
-    kept = sorted(path.name.partition("-")[0] for path in kernels.iterdir())
-    assert kept == ["linear", "paged_attention"]
+    caplog.set_level("INFO")
+    serve(make_model("llama"), settings(cpu_kernels_directory=str(kernels)))
+    used = [Path(message.split()[-1]) for message in caplog.messages if "native kern" in message]
+    assert [path.parent for path in used] == [kernels] * 2
 
 
 def test_without_the_kernels_plain_torch_is_taken(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,11 @@ from tests.waiting import wait_until
 
 SLOW = [pytest.mark.slow, pytest.mark.reliability]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
-LONG = {"messages": [{"role": "user", "content": "a long story"}], "max_tokens": 3000}
+LONG = {
+    "messages": [{"role": "user", "content": "a long story"}],
+    "max_tokens": 3000,
+    "ignore_eos": True,
+}
 
 
 class Drain:

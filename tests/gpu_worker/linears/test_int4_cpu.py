@@ -21,6 +21,12 @@ LOSS = 0.02  # of 8 bits for activations, or of bfloat16 for them, scales and ze
 MAKERS = [native, in_torch]
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """A sum that happens to be near 0 has no relative error worth a name."""
+    torch.manual_seed(0)
+
+
 def distance(output: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative, over all numbers."""
     return float((output.double() - expected.double()).norm() / expected.double().norm())
