@@ -12,18 +12,32 @@ from torch._dynamo.utils import counters
 
 from gpu_worker.batch import Batch
 from gpu_worker.compiled import CompiledForward, options_of, refuse_missing_tools
+from gpu_worker.kv_cache import BLOCK_SIZE
+from gpu_worker.loaded import LoadedModel
 from gpu_worker.loading import serve
 from gpu_worker.opaque import number_of, numbered
-from scheduler.plan import StepPlan
+from scheduler.plan import StepPlan, TokenScore
+from scheduler.scheduler import Scheduler
+from scheduler.sequence import Sequence
 from shared.errors import EXIT_CONFIGURATION, FatalError
-from tests.builders import make_model
-from tests.gpu_worker.engine import NUM_ROWS, SETTINGS, Run, assert_as_generated, run
+from tests.builders import GREEDY, make_model
+from tests.gpu_worker.engine import (
+    BUDGET,
+    NUM_ROWS,
+    SETTINGS,
+    Request,
+    Run,
+    assert_as_generated,
+    run,
+)
 from tests.gpu_worker.test_causal_lm import requests
+from tests.gpu_worker.test_native_linear import library
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 CPU = torch.device("cpu")
 COMPILED = replace(SETTINGS, torch_compile=True)
+SCORED = replace(GREEDY, num_logprobs=3)
 MOE = {"num_experts_per_tok": 2, "num_local_experts": 4}
 OTHERS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32},
@@ -83,6 +97,38 @@ def test_two_graphs_compute_every_step_as_stock_code_does(num_calls: list[int]) 
     assert sum(plan.is_mixed for plan in done.plans) > 5
     assert not any(chunk.samples for chunk in done.plans[0].chunks)
     assert done.counters.num_preemptions > 0
+
+
+def test_bfloat16_rounds_alike_alone_and_in_company() -> None:
+    """A graph of one token and one of several fuse differently."""
+    library(torch.bfloat16)
+    loaded = serve(make_model("llama", num_hidden_layers=2).bfloat16(), COMPILED)
+    wanted = [replace(request, sampling=SCORED) for request in requests()[:NUM_ROWS]]
+    alone = [scores for request in wanted for scores in _scores(loaded, [request])]
+    assert _scores(loaded, wanted) == alone
+    assert min(map(len, alone)) > 0
+
+
+def _scores(loaded: LoadedModel, wanted: list[Request]) -> list[list[TokenScore | None]]:
+    """Of the tokens of each answer, when all come at once."""
+    sequences = [
+        Sequence(str(n), request.prompt, request.max_tokens, frozenset(), request.sampling)
+        for n, request in enumerate(wanted)
+    ]
+    scheduler = Scheduler(
+        num_blocks=loaded.cache.num_blocks,
+        block_size=BLOCK_SIZE,
+        max_sequences=NUM_ROWS,
+        max_tokens_per_step=BUDGET,
+    )
+    for sequence in sequences:
+        scheduler.add(sequence)
+    scores: dict[str, list[TokenScore | None]] = {s.request_id: [] for s in sequences}
+    while not scheduler.is_idle:
+        plan = scheduler.schedule()
+        for output in scheduler.apply(plan, loaded.runner.execute(plan)):
+            scores[output.sequence.request_id].append(output.score)
+    return list(scores.values())
 
 
 def _tokens(plan: StepPlan) -> list[int]:
