@@ -29,7 +29,9 @@ constexpr int64_t kColumns = 32;  // outputs of a strip: two vectors
 constexpr int64_t kMaxRows = 11;  // rows of a tile: their sums and addresses stay in registers
 constexpr int64_t kTiledRows = 5;  // so many rows of bytes are worth tiles of the matrix unit
 constexpr int64_t kDepth = 1024;   // words of a strip that stay in the second-level cache
-constexpr int64_t kAhead = 4096;   // bytes of a weight that are fetched before they are needed
+constexpr int64_t kAhead = 8192;   // bytes of a weight that are fetched before they are needed
+constexpr int64_t kLine = 64;      // bytes that caches hold together
+constexpr int64_t kFewestSharers = 3;  // so many tiles fetch the weights of the next ones together
 constexpr int64_t kSerial = 1 << 15;  // fewer words times outputs take less time than a second thread
 constexpr int64_t kSerialRows = 8;    // fewer rows are prepared by one thread
 
@@ -47,6 +49,7 @@ struct Floats {  // T is what is fed and given back
   using Sums = __m512;
   static constexpr int64_t kPadding = 4;  // bytes that a row is rounded up to
   static constexpr bool kHasTiles = false, kIsInteger = false;
+  static constexpr bool kSharesFetching = false;  // no register is left for it
 
   static void prepare(const T* from, int64_t size, int64_t row, Rows& to) {
     float* const numbers = reinterpret_cast<float*>(to.numbers.row(row));
@@ -62,7 +65,7 @@ struct Floats {  // T is what is fed and given back
 struct BFloat16s {
   using Sums = __m512;
   static constexpr int64_t kPadding = kTileBytes;
-  static constexpr bool kHasTiles = true, kIsInteger = false;
+  static constexpr bool kHasTiles = true, kIsInteger = false, kSharesFetching = true;
 
   static void prepare(const BFloat16* from, int64_t size, int64_t row, Rows& to) {
     uint8_t* piece = to.numbers.row(row);
@@ -85,7 +88,7 @@ template <class T>
 struct Bytes {
   using Sums = __m512i;
   static constexpr int64_t kPadding = kTileBytes;
-  static constexpr bool kHasTiles = true, kIsInteger = true;
+  static constexpr bool kHasTiles = true, kIsInteger = true, kSharesFetching = true;
 
   static void prepare(const T* from, int64_t size, int64_t row, Rows& to) {
     uint8_t* piece = to.numbers.row(row);
@@ -138,10 +141,29 @@ typename Numbers::Sums (*partial_sums(int64_t num_rows))[2] {
   return reinterpret_cast<typename Numbers::Sums(*)[2]>(sums.data());
 }
 
+struct FetchAhead {  // a few weights before they are needed
+  void next(const uint8_t* now) {
+    _mm_prefetch(reinterpret_cast<const char*>(now + kAhead), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(now + kAhead + kLine), _MM_HINT_T1);
+  }
+};
+
+struct FetchShare {  // of the next part, while tiles read this one: so memory is never idle
+  const uint8_t* at;
+  int64_t step;
+
+  FetchShare(const uint8_t* next_part, int64_t size, int64_t tile, int64_t num_tiles)
+      : at(next_part + size * tile / num_tiles), step(2 * kLine / num_tiles) {}
+  void next(const uint8_t*) {
+    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+    at += step;
+  }
+};
+
 // R rows from `row` on, times 32 outputs from `column` on.
-template <int R, class Numbers, class End>
+template <int R, class Numbers, class Fetch, class End>
 void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t column,
-                   const Part<Numbers>& part, const End& end) {
+                   const Part<Numbers>& part, Fetch fetch, const End& end) {
   const uint8_t* const weight = layer.weight + column * input.num_words * 4;
   const uint8_t* const rows = input.numbers.row(row);
   typename Numbers::Sums low[R], high[R];
@@ -153,8 +175,7 @@ void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t c
   for (int64_t word = part.begin; word < part.end; word++) {
     const uint8_t* const now = weight + word * 4 * kColumns;
     const __m512i first = _mm512_loadu_si512(now), second = _mm512_loadu_si512(now + 64);
-    _mm_prefetch(reinterpret_cast<const char*>(now + kAhead), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(now + kAhead + 64), _MM_HINT_T0);
+    fetch.next(now);
 #pragma GCC unroll 11
     for (int r = 0; r < R; r++) {
       int32_t bits;
@@ -184,12 +205,21 @@ void multiply_strip(const Layer& layer, const Rows& input, int64_t column, const
   Part<Numbers> part = {0, 0, partial_sums<Numbers>(depth < input.num_words ? input.num_rows : 0)};
   for (; part.begin < input.num_words; part.begin = part.end) {
     part.end = std::min(part.begin + depth, input.num_words);
+    const uint8_t* const next = layer.weight + 4 * (column * input.num_words + kColumns * part.end);
+    const int64_t size = 4 * kColumns * (part.end - part.begin);
     for (int64_t tile = 0; tile < num_tiles; tile++) {
       const int64_t row = input.num_rows * tile / num_tiles;
       const int64_t stop = input.num_rows * (tile + 1) / num_tiles;
-      with_count<kMaxRows>(stop - row, [&](auto count) {
-        multiply_tile<count.value, Numbers>(layer, input, row, column, part, end);
-      });
+      const auto multiply = [&](auto fetch) {
+        with_count<kMaxRows>(stop - row, [&](auto count) {
+          multiply_tile<count.value, Numbers>(layer, input, row, column, part, fetch, end);
+        });
+      };
+      if (Numbers::kSharesFetching && num_tiles >= kFewestSharers) {
+        multiply(FetchShare(next, size, tile, num_tiles));
+      } else {
+        multiply(FetchAhead());
+      }
     }
   }
 }
