@@ -27,7 +27,7 @@ def library(dtype: torch.dtype) -> NativeLinears:
     """The test is skipped where this machine cannot multiply such weights."""
     loaded = load_linears()
     if loaded is None or not loaded.has(dtype):
-        pytest.skip("needs a C++ compiler and AVX-512 VNNI; for bfloat16, AMX")
+        pytest.skip("needs a C++ compiler and AVX-512 VNNI; for bfloat16, its products or AMX")
     return loaded
 
 
