@@ -7,6 +7,7 @@ packed weight, has a number, and goes when nobody but its number holds it.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -54,6 +55,12 @@ def operator(schema: str, shape: Callable[..., Tensors]) -> Callable[[Any], Any]
         return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
     return define
+
+
+def sources() -> list[Path]:
+    """The files of this module and of all operators: what says how they are called."""
+    codes = (function.__code__ for function in _functions.values())
+    return sorted({Path(__file__), *(Path(code.co_filename) for code in codes)})
 
 
 def call_directly() -> None:

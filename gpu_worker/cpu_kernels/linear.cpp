@@ -153,7 +153,7 @@ struct FetchShare {  // of the next part, while tiles read this one: so memory i
   int64_t step;
 
   FetchShare(const uint8_t* next_part, int64_t size, int64_t tile, int64_t num_tiles)
-      : at(next_part + size * tile / num_tiles), step(2 * kLine / num_tiles) {}
+      : at(next_part + size * tile / num_tiles), step((2 * kLine - 1) / num_tiles + 1) {}
   void next(const uint8_t*) {
     _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
     at += step;

@@ -50,7 +50,7 @@ struct BestOnly {
  private:
   void take_half(int64_t row, int64_t column, __m512 y) const {
     Leaders& leader = leaders[row];
-    y = rounded(y, T());  // as it would have been stored
+    y = rounded(y, T());  // as it would have been stored, but for what `store_both` takes for 0
     const __mmask16 lanes = first_lanes(layer.out_features - column);
     const __m512 best = _mm512_load_ps(leader.values);
     leader.has_nan |= _mm512_mask_cmp_ps_mask(lanes, y, y, _CMP_UNORD_Q);

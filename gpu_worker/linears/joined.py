@@ -7,7 +7,6 @@ one input, and puts one call in their place.
 import hashlib
 import operator as python_operator
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,8 +71,10 @@ def joining_pass() -> Any:
 
 
 def _siblings_key() -> str:
-    """Changes with all that code depends on: how it calls, this pass, which layers are siblings."""
-    digest = hashlib.sha256(Path(__file__).read_bytes() + Path(opaque.__file__).read_bytes())
+    """Changes with all that code depends on: operators, this pass, which layers are siblings."""
+    digest = hashlib.sha256()
+    for source in opaque.sources():  # this file's is one of them
+        digest.update(source.read_bytes())
     for product in all_numbered(SharedProduct):
         digest.update(repr((product.number, [x.number for x in product.layers])).encode())
     return digest.hexdigest()

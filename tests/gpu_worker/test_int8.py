@@ -51,7 +51,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("num_rows", [0, 1, 4, 5, 12, 13, 16, 17, 33, 100])
-@pytest.mark.parametrize("sizes", [(5, 3), (96, 64), (130, 577), (33, 2)])
+@pytest.mark.parametrize("sizes", [(5, 3), (96, 64), (130, 577), (33, 2), (40, 4300)])
 def test_the_kernel_equals_its_twin(sizes: tuple[int, int], num_rows: int) -> None:
     weight, bias = torch.randn(*sizes), torch.randn(sizes[0])
     x = torch.randn(num_rows, sizes[1])

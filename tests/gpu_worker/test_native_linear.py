@@ -20,7 +20,7 @@ from tests.gpu_worker.encoder_decoders import make_t5, requests, serve_all, serv
 from tests.gpu_worker.engine import SETTINGS, Request, assert_as_generated, run
 
 DTYPES = (torch.float32, torch.bfloat16)
-DEPTHS = (3, 64, 577)  # the last is longer than the part of a strip that is read at once
+DEPTHS = (3, 64, 577, 2100)  # the last is longer than the part of a strip that is read at once
 
 
 def library(dtype: torch.dtype) -> NativeLinears:
