@@ -27,9 +27,15 @@ struct Stored {
   }
 };
 
-inline __m512 rounded(__m512 y, float) { return y; }
+// 32 numbers as they would have been stored.
+inline void round_both(__m512&, __m512&, float) {}
 template <class T>
-__m512 rounded(__m512 y, T) { return widen(narrow(y, T()), T()); }
+void round_both(__m512& first, __m512& second, T) {
+  alignas(64) T stored[2 * kBlock];
+  store_both(stored, first, second);
+  first = load(stored);
+  second = load(stored + kBlock);
+}
 
 struct alignas(64) Leaders {  // the best of each lane so far
   float values[kBlock];
@@ -43,23 +49,24 @@ struct BestOnly {
   Leaders* leaders;  // of this thread, one a row
 
   void take(int64_t row, int64_t column, __m512 first, __m512 second) const {
-    take_half(row, column, first);
-    take_half(row, column + kBlock, second);
-  }
-
- private:
-  void take_half(int64_t row, int64_t column, __m512 y) const {
     Leaders& leader = leaders[row];
-    y = rounded(y, T());  // as it would have been stored, but for what `store_both` takes for 0
-    const __mmask16 lanes = first_lanes(layer.out_features - column);
+    round_both(first, second, T());
+    const int64_t rest = layer.out_features - column;
+    const __mmask16 low = first_lanes(rest), high = first_lanes(rest - kBlock);
+    leader.has_nan |= _mm512_mask_cmp_ps_mask(low, first, first, _CMP_UNORD_Q) |
+                      _mm512_mask_cmp_ps_mask(high, second, second, _CMP_UNORD_Q);
+    // The larger of each lane's two, of equals the first, has to beat the lane's leader.
+    const __mmask16 later = _mm512_mask_cmp_ps_mask(high, second, first, _CMP_GT_OQ);
+    const __m512 larger = _mm512_mask_mov_ps(first, later, second);
     const __m512 best = _mm512_load_ps(leader.values);
-    leader.has_nan |= _mm512_mask_cmp_ps_mask(lanes, y, y, _CMP_UNORD_Q);
-    const __mmask16 better = _mm512_mask_cmp_ps_mask(lanes, y, best, _CMP_GT_OQ);
-    _mm512_mask_store_ps(leader.values, better, y);
+    const __mmask16 better = _mm512_mask_cmp_ps_mask(low, larger, best, _CMP_GT_OQ);
     const __m512i places = _mm512_add_epi32(
         _mm512_set1_epi32(static_cast<int32_t>(column)),
         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    _mm512_mask_store_epi32(leader.places, better, places);
+    _mm512_mask_store_ps(leader.values, better, larger);
+    _mm512_mask_store_epi32(
+        leader.places, better,
+        _mm512_mask_add_epi32(places, later, places, _mm512_set1_epi32(kBlock)));
   }
 };
 
