@@ -32,8 +32,6 @@ from shared.sampling import SamplingParams
 # With a top_k up to one of these, no more than so many tokens are looked at.
 _NUMBERS_OF_CANDIDATES = (64, 1024)
 
-_NOBODY = SamplingParams(seed=0, temperature=0.0)
-
 
 class _Kind(NamedTuple):
     """What rows have in common that are sampled together."""
@@ -81,7 +79,7 @@ class Sampler:
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
         self._device = device
-        self._settings = [_NOBODY] * num_rows
+        self._settings: list[SamplingParams | None] = [None] * num_rows  # where chance has a part
         self._penalties = Penalties(num_rows, vocab_size, device)
         self._biases = Biases(vocab_size, device)
         self._token_hashes = noise.token_hashes(vocab_size, device)  # [V]
@@ -91,7 +89,8 @@ class Sampler:
 
     def begin(self, admission: Admission) -> None:
         """Gives the row to another sequence."""
-        self._settings[admission.row] = admission.sampling
+        sampling = admission.sampling
+        self._settings[admission.row] = None if _takes_the_best(sampling) else sampling
         self._penalties.begin(admission)
         self._biases.begin(admission)
         self._host_rows = None
@@ -170,15 +169,14 @@ class Sampler:
 
     def _groups(self, tile_rows: list[int]) -> Iterator[_Group]:
         """The rows that are not greedy, by what they ask for."""
-        members: defaultdict[_Kind, list[int]] = defaultdict(list)
-        settings = [self._settings[row] for row in tile_rows]
-        for position, sampling in enumerate(settings):
-            if not _takes_the_best(sampling):
-                members[_kind(sampling, self._vocab_size)].append(position)
-        for kind, positions in members.items():
-            is_whole = len(positions) == len(tile_rows)
-            group_settings = [settings[n] for n in positions]
-            yield self._group(kind, group_settings, None if is_whole else positions)
+        members: defaultdict[_Kind, dict[int, SamplingParams]] = defaultdict(dict)
+        for position, row in enumerate(tile_rows):
+            sampling = self._settings[row]
+            if sampling is not None:
+                members[_kind(sampling, self._vocab_size)][position] = sampling
+        for kind, settings in members.items():
+            positions = None if len(settings) == len(tile_rows) else list(settings)
+            yield self._group(kind, list(settings.values()), positions)
 
     def _group(
         self, kind: _Kind, settings: list[SamplingParams], positions: list[int] | None

@@ -17,15 +17,15 @@
 #include <vector>
 
 #include "amx.h"
+#include "kinds.h"
 #include "layers.h"
 #include "outputs.h"
-#include "rows.h"
+#include "screening.h"
 
 namespace {
 
 enum Kind : int64_t { kFloatWeights = 0, kBFloat16Weights = 1, kByteWeights = 2 };
 
-constexpr int64_t kColumns = 32;  // outputs of a strip: two vectors
 constexpr int64_t kMaxRows = 11;  // rows of a tile: their sums and addresses stay in registers
 constexpr int64_t kTiledRows = 5;  // so many rows of bytes are worth tiles of the matrix unit
 constexpr int64_t kDepth = 1024;   // words of a strip that stay in the second-level cache
@@ -34,83 +34,6 @@ constexpr int64_t kLine = 64;      // bytes that caches hold together
 constexpr int64_t kFewestSharers = 3;  // so many tiles fetch the weights of the next ones together
 constexpr int64_t kSerial = 1 << 15;  // fewer words times outputs take less time than a second thread
 constexpr int64_t kSerialRows = 8;    // fewer rows are prepared by one thread
-
-struct Rows {  // the input, as a kind of weight multiplies it
-  int64_t num_rows, size, num_words;  // bytes of a row, zeros behind its end, and words
-  ByteRows numbers;
-  std::vector<float> scales;         // [rows], of bytes
-  std::vector<int32_t> corrections;  // [rows], of bytes: -128 times the sum
-};
-
-// ── kinds of weights ────────────────────────────────────────────────────────────────────────────
-
-template <class T>
-struct Floats {  // T is what is fed and given back
-  using Sums = __m512;
-  static constexpr int64_t kPadding = 4;  // bytes that a row is rounded up to
-  static constexpr bool kHasTiles = false, kIsInteger = false;
-  static constexpr bool kSharesFetching = false;  // no register is left for it
-
-  static void prepare(const T* from, int64_t size, int64_t row, Rows& to) {
-    float* const numbers = reinterpret_cast<float*>(to.numbers.row(row));
-    read(from, size, 1.f, numbers);
-  }
-  static Sums zero() { return _mm512_setzero_ps(); }
-  static void add(Sums& sums, __m512i weights, __m512i word) {
-    sums = _mm512_fmadd_ps(_mm512_castsi512_ps(weights), _mm512_castsi512_ps(word), sums);
-  }
-  static __m512 finish(const Layer&, const Rows&, int64_t, int64_t, Sums sums) { return sums; }
-};
-
-struct BFloat16s {
-  using Sums = __m512;
-  static constexpr int64_t kPadding = kTileBytes;
-  static constexpr bool kHasTiles = true, kIsInteger = false, kSharesFetching = true;
-
-  static void prepare(const BFloat16* from, int64_t size, int64_t row, Rows& to) {
-    uint8_t* piece = to.numbers.row(row);
-    int64_t rest = 2 * size;
-    for (; rest >= kPiece; rest -= kPiece, from += kPiece / 2, piece += to.numbers.step) {
-      std::memcpy(piece, from, kPiece);
-    }
-    if (rest == 0) return;
-    std::memset(piece, 0, kPiece);
-    std::memcpy(piece, from, rest);
-  }
-  static Sums zero() { return _mm512_setzero_ps(); }
-  static void add(Sums& sums, __m512i weights, __m512i word) {
-    add_pairs(sums, weights, word);
-  }
-  static __m512 finish(const Layer&, const Rows&, int64_t, int64_t, Sums sums) { return sums; }
-};
-
-template <class T>
-struct Bytes {
-  using Sums = __m512i;
-  static constexpr int64_t kPadding = kTileBytes;
-  static constexpr bool kHasTiles = true, kIsInteger = true, kSharesFetching = true;
-
-  static void prepare(const T* from, int64_t size, int64_t row, Rows& to) {
-    uint8_t* piece = to.numbers.row(row);
-    __m512i sum = _mm512_setzero_si512();
-    to.scales[row] = quantize_row(from, size, [&](__m512i integers) {
-      _mm512_store_si512(piece, integers);
-      sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), integers);
-      piece += to.numbers.step;
-    });
-    to.corrections[row] = -128 * _mm512_reduce_add_epi32(sum);
-  }
-  static Sums zero() { return _mm512_setzero_si512(); }
-  static void add(Sums& sums, __m512i weights, __m512i word) {  // the intrinsic spills registers
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(word));
-  }
-  static __m512 finish(const Layer& layer, const Rows& input, int64_t row, int64_t column,
-                       Sums sums) {
-    sums = _mm512_add_epi32(sums, _mm512_set1_epi32(input.corrections[row]));
-    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(input.scales[row]));
-    return _mm512_mul_ps(scaled, load(layer.scales + column));
-  }
-};
 
 // ── strips ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -162,7 +85,7 @@ struct FetchShare {  // of the next part, while tiles read this one: so memory i
 
 // R rows from `row` on, times 32 outputs from `column` on.
 template <int R, class Numbers, class Fetch, class End>
-void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t column,
+__attribute__((noinline)) void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t column,
                    const Part<Numbers>& part, Fetch fetch, const End& end) {
   const uint8_t* const weight = layer.weight + column * input.num_words * 4;
   const uint8_t* const rows = input.numbers.row(row);
@@ -290,15 +213,7 @@ void run(const Layer* layers, int64_t num_layers, const Input& input, const Best
   const int64_t num_strips = strips.size();
   const int64_t cost = rows.num_rows * rows.num_words * num_strips * kColumns;
   const int64_t num_threads = cost < kSerial ? 1 : input.num_threads;
-  std::vector<Leaders> leaders;
-  if (best) {
-    leaders.resize(num_threads * rows.num_rows);
-    for (Leaders& leader : leaders) {
-      std::fill_n(leader.values, kBlock, -INFINITY);
-      std::fill_n(leader.places, kBlock, 0);
-      leader.has_nan = 0;
-    }
-  }
+  std::vector<Leaders> leaders(best ? num_threads * rows.num_rows : 0);
   const auto prepare = [&](int64_t row) {
     const T* from = static_cast<const T*>(input.rows) + row * input.in_features;
     Numbers::prepare(from, input.in_features, row, rows);
@@ -322,10 +237,49 @@ void run(const Layer* layers, int64_t num_layers, const Input& input, const Best
   if (best) choose(leaders, rows.num_rows, *best);
 }
 
+// The best outputs of a layer that has a screen; see `best_of_linear`.
+template <class Numbers, class T>
+int64_t run_screened(const Layer& layer, const Screen& screen, const Input& input,
+                     const Best& best) {
+  Rows& rows = rows_of<Numbers, T>(input, false);
+  Rows& bytes = rows_of<Sifted<T>, T>(input, false);
+  const Layer copy = {screen.weight, nullptr, nullptr, layer.out_features, nullptr};
+  Margins margins(rows.num_rows);
+  std::vector<Sieve> sieves(input.num_threads, Sieve(screen, margins, spacing(T())));
+  std::vector<Leaders> leaders(input.num_threads * rows.num_rows);
+  int64_t count = 0;
+#pragma omp parallel num_threads(input.num_threads) reduction(+ : count)
+  {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows.num_rows; row++) {
+      const T* from = static_cast<const T*>(input.rows) + row * input.in_features;
+      Numbers::prepare(from, input.in_features, row, rows);
+      Sifted<T>::prepare(from, input.in_features, row, bytes);
+      margins.measure(from, input.in_features, row, bytes);
+    }
+    Sieve& sieve = sieves[omp_get_thread_num()];
+#pragma omp for schedule(static)
+    for (int64_t column = 0; column < layer.out_features; column += kColumns) {
+      sieve.begin(column);
+      multiply_strip<Sifted<T>>(copy, bytes, column, Sifting{sieve});
+    }
+    std::vector<float> least(rows.num_rows, -INFINITY);
+    for (const Sieve& other : sieves) other.raise(least);
+    const Part<Numbers> all = {0, rows.num_words, nullptr};
+    const BestOnly<T> end = {layer, leaders.data() + omp_get_thread_num() * rows.num_rows};
+    count = sieve.each(least, [&](int64_t row, int64_t column) {
+      multiply_tile<1, Numbers>(layer, rows, row, column, all, FetchAhead(), end);
+    });
+  }
+  choose(leaders, rows.num_rows, best);
+  return count;
+}
+
 }  // namespace
 
-// Whether bfloat16 weights can be multiplied here.
+// Whether bfloat16 weights can be multiplied here, and whether the matrix unit does it.
 extern "C" int64_t has_bfloat16_products() { return has_tiles() || kHasBFloat16; }
+extern "C" int64_t has_matrix_unit() { return has_tiles(); }
 
 namespace {
 void run_kind(int64_t kind, const Layer* layers, int64_t num_layers, const Input* input,
@@ -346,8 +300,13 @@ extern "C" void linear(int64_t kind, const Layer* layers, int64_t num_layers, co
   run_kind(kind, layers, num_layers, input, nullptr);
 }
 
-// Computes the best output of each row of one layer, and no others.
-extern "C" void best_of_linear(int64_t kind, const Layer* layer, const Input* input,
-                               const Best* best) {
-  run_kind(kind, layer, 1, input, best);
+// Computes the best output of each row of one layer, and no others. A screen may help with float32
+// weights, and with bfloat16 where there is no matrix unit; then the number of strips that had to be
+// computed, of all rows together, is returned.
+extern "C" int64_t best_of_linear(int64_t kind, const Layer* layer, const Screen* screen,
+                                  const Input* input, const Best* best) {
+  if (!screen) return run_kind(kind, layer, 1, input, best), 0;
+  const auto find = kind == kFloatWeights ? run_screened<Floats<float>, float>
+                                          : run_screened<BFloat16s, BFloat16>;
+  return find(*layer, *screen, *input, *best);
 }

@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,10 @@ from gpu_worker.cpu_kernels.attention import TYPES
 from gpu_worker.cpu_kernels.build import LINEAR
 from gpu_worker.cpu_kernels.loading import load_library
 from gpu_worker.cpu_kernels.products import ADDRESS, INTEGER, Product
+from gpu_worker.cpu_kernels.screen import Screen, is_worth_while
+from gpu_worker.cpu_kernels.strips import KINDS, OFFSET, padded, strips_of
 
-_COLUMNS = 32  # outputs of a strip
-_WORD = 4  # bytes
-_TILE_BYTES = 64  # of a row, which the matrix unit reads at once
-_OFFSET = 128  # what stored bytes are larger by than the weights
 _WITHOUT = "CPU linear layers: other ones, slower, because"
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of weights: its number in the C++ file, and how many bytes a row is rounded up to."""
-
-    number: int
-    padding: int
-
-
-_KINDS = {
-    torch.float32: _Kind(0, _WORD),
-    torch.bfloat16: _Kind(1, _TILE_BYTES),
-    torch.int8: _Kind(2, _TILE_BYTES),
-}
 
 
 class _Best(ctypes.Structure):
@@ -46,14 +28,20 @@ class NativeLinears:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.multiply, self.find_best = library.linear, library.best_of_linear
         self.multiply.argtypes = (INTEGER, ADDRESS, INTEGER, ADDRESS)
-        self.find_best.argtypes = (INTEGER, ADDRESS, ADDRESS, ADDRESS)
-        self.multiply.restype = self.find_best.restype = None
-        library.has_bfloat16_products.restype = INTEGER
+        self.find_best.argtypes = (INTEGER, *(ADDRESS,) * 4)
+        self.multiply.restype, self.find_best.restype = None, INTEGER
+        for has in (library.has_bfloat16_products, library.has_matrix_unit):
+            has.restype = INTEGER
         self.has_bfloat16 = bool(library.has_bfloat16_products())
+        self._has_matrix_unit = bool(library.has_matrix_unit())
 
     def has(self, dtype: torch.dtype) -> bool:
         """Whether weights of this dtype can be multiplied here."""
-        return dtype in _KINDS and (dtype != torch.bfloat16 or self.has_bfloat16)
+        return dtype in KINDS and (dtype != torch.bfloat16 or self.has_bfloat16)
+
+    def takes_screen(self, dtype: torch.dtype) -> bool:
+        """Whether a `Screen` can spare such weights work."""
+        return dtype == torch.float32 or (dtype == torch.bfloat16 and not self._has_matrix_unit)
 
 
 class NativeWeight:
@@ -68,9 +56,9 @@ class NativeWeight:
         """[out, in] of a dtype that the library has, and [out] of any; int8 has scales."""
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
-        self._strips = _strips(weight)
-        self._scales = None if scales is None else _padded(scales)
-        self._bias = None if bias is None else _padded(bias.detach())
+        self._strips = strips_of(weight)
+        self._scales = None if scales is None else padded(scales)
+        self._bias = None if bias is None else padded(bias.detach())
 
     @property
     def num_bytes(self) -> int:
@@ -82,8 +70,14 @@ class NativeWeight:
         rows = self._strips.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
         own = rows[: self.out_features, : self.in_features]
         if self.dtype == torch.int8:
-            return (own.short() - _OFFSET).to(torch.int8)
+            return (own.short() - OFFSET).to(torch.int8)
         return own.contiguous()
+
+    def screen(self) -> Screen | None:
+        """A help for finding the best outputs, unless it is not likely to pay."""
+        if self._bias is not None or not is_worth_while(self.out_features, self.in_features):
+            return None
+        return Screen(self.plain())
 
     def fill(self, layer: Any) -> None:
         """Tells the kernel's structure where all of this lies; for as long as this lives."""
@@ -99,10 +93,11 @@ class NativeProduct(Product):
     def __init__(self, library: NativeLinears, weights: Sequence[NativeWeight]) -> None:
         """See `Product`."""
         dtype = weights[0].dtype
-        kind = _KINDS[dtype].number
+        kind = KINDS[dtype].number
         dtypes = TYPES if dtype == torch.int8 else (dtype,)
         super().__init__(partial(library.multiply, kind), weights, dtypes)
         self._find_best = partial(library.find_best, kind)
+        self.screen: Screen | None = None  # of the only weight: a help for `best`
 
     def best(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest output of each row [N, in] of the only weight, and its first place: [N] each.
@@ -114,7 +109,10 @@ class NativeProduct(Product):
         places = torch.empty(len(x), dtype=torch.int64)
         best = _Best(values.data_ptr(), places.data_ptr())
         layers, given = self._given(x)
-        self._find_best(layers, given, ctypes.addressof(best))
+        screen = None if self.screen is None else self.screen.address
+        num_strips = self._find_best(layers, screen, given, ctypes.addressof(best))
+        if self.screen is not None and not self.screen.pays(num_strips, len(x)):
+            self.screen = None
         return values, places
 
 
@@ -123,25 +121,3 @@ def load_linears(cache_directory: Path | None = None) -> NativeLinears | None:
     """The library, or None where it cannot be; either way one log line says so."""
     library = load_library(LINEAR, cache_directory, "CPU linear layers", _WITHOUT)
     return None if library is None else NativeLinears(library)
-
-
-def _strips(weight: torch.Tensor) -> torch.Tensor:
-    kind, size = _KINDS[weight.dtype], weight.dtype.itemsize
-    out_features, in_features = weight.shape
-    num_strips, numbers = -(-out_features // _COLUMNS), _WORD // size
-    padded_in = -(-in_features * size // kind.padding) * kind.padding // size
-    is_bytes = weight.dtype == torch.int8
-    padded = torch.full(
-        (num_strips * _COLUMNS, padded_in),
-        _OFFSET if is_bytes else 0,
-        dtype=torch.uint8 if is_bytes else weight.dtype,
-    )
-    padded[:out_features, :in_features] = weight.short() + _OFFSET if is_bytes else weight
-    words = padded.view(num_strips, _COLUMNS, -1, numbers)
-    return words.permute(0, 2, 1, 3).contiguous()
-
-
-def _padded(numbers: torch.Tensor) -> torch.Tensor:
-    padded = torch.zeros(-(-len(numbers) // _COLUMNS) * _COLUMNS)
-    padded[: len(numbers)] = numbers
-    return padded

@@ -39,8 +39,10 @@ void round_both(__m512& first, __m512& second, T) {
 
 struct alignas(64) Leaders {  // the best of each lane so far
   float values[kBlock];
-  int32_t places[kBlock];
-  int32_t has_nan;
+  int32_t places[kBlock] = {};
+  int32_t has_nan = 0;
+
+  Leaders() { std::fill_n(values, kBlock, -INFINITY); }
 };
 
 template <class T>

@@ -53,15 +53,14 @@ def settle_linears(
     if model.device.type == "cpu" and config.cpu_kernels:
         pack(model, library=load_linears(cache_directory(config)))
     fuse(model)
-    _make_lazy(model)
+    _settle_head(model)
     return precision
 
 
-def _make_lazy(model: PreTrainedModel) -> None:
-    """Lets the output layer wait for whoever looks at the logits."""
+def _settle_head(model: PreTrainedModel) -> None:
     head = model.get_output_embeddings()
     if isinstance(head, NativeLinear):
-        head.is_lazy = True
+        head.become_head()
 
 
 def refuse_misplaced(config: WorkerConfig, device: torch.device) -> None:

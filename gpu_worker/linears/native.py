@@ -38,7 +38,8 @@ class NativeLinear(OpaqueLinear):
     @property
     def num_bytes(self) -> int:
         """See `OpaqueLinear`."""
-        return self._weight.num_bytes
+        screen = self._product.screen
+        return self._weight.num_bytes + (0 if screen is None else screen.num_bytes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See `OpaqueLinear`."""
@@ -52,6 +53,12 @@ class NativeLinear(OpaqueLinear):
             return self.shared.output_of(self, x)
         (output,) = self._product(x)
         return output
+
+    def become_head(self) -> None:
+        """Lets it wait for whoever looks at its outputs, and helps it to find the best of them."""
+        self.is_lazy = True
+        if self._library.takes_screen(self._weight.dtype):
+            self._product.screen = self._weight.screen()
 
     def best(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest output of each row [N, in] and its first place, without the others."""
