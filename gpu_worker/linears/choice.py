@@ -19,6 +19,8 @@ from gpu_worker.linears.weight_cache import WeightCache, cache_path
 from shared.config import WorkerConfig
 from shared.errors import EXIT_CONFIGURATION, FatalError
 
+_ALWAYS_EDITED = frozenset({"whisper"})  # types of models some of whose logits are always masked
+
 
 class Pack(Protocol):
     """Packs a model's dense layers for the CPU."""
@@ -60,7 +62,7 @@ def settle_linears(
 def _settle_head(model: PreTrainedModel) -> None:
     head = model.get_output_embeddings()
     if isinstance(head, NativeLinear):
-        head.become_head()
+        head.become_head(is_screened=model.config.model_type not in _ALWAYS_EDITED)
 
 
 def refuse_misplaced(config: WorkerConfig, device: torch.device) -> None:

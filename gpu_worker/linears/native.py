@@ -54,10 +54,10 @@ class NativeLinear(OpaqueLinear):
         (output,) = self._product(x)
         return output
 
-    def become_head(self) -> None:
-        """Lets it wait for whoever looks at its outputs, and helps it to find the best of them."""
+    def become_head(self, *, is_screened: bool = True) -> None:
+        """Lets it wait for whoever looks at its outputs; a screen helps to find the best."""
         self.is_lazy = True
-        if self._library.takes_screen(self._weight.dtype):
+        if is_screened and self._library.takes_screen(self._weight.dtype):
             self._product.screen = self._weight.screen()
 
     def best(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,16 +1,26 @@
 """A screen changes nothing but the time: the best outputs are those of all outputs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from gpu_worker.cpu_kernels import screen as screens
 from gpu_worker.cpu_kernels.linear import NativeProduct, NativeWeight
 from gpu_worker.cpu_kernels.screen import Screen
+from gpu_worker.linears.choice import settle_linears
 from gpu_worker.linears.native import NativeLinear
+from tests.builders import make_model
+from tests.gpu_worker.engine import SETTINGS, Request, assert_as_generated, run
 from tests.gpu_worker.test_native_linear import DTYPES, library
 
 STRIP = 32
@@ -222,3 +232,61 @@ def test_a_head_of_bytes_has_none() -> None:
     plain = layer.num_bytes
     layer.become_head()
     assert layer.num_bytes == plain
+
+
+# ── models ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_greedy_answers_are_those_of_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library(torch.float32).takes_screen(torch.float32)
+    counts, pays = [], Screen.pays
+
+    def counted(self: Screen, num_strips: int, num_rows: int) -> bool:
+        counts.append(num_strips / num_rows)
+        return pays(self, num_strips, num_rows)
+
+    monkeypatch.setattr(Screen, "pays", counted)
+    model = make_model("llama", vocab_size=8192)
+    wanted = [Request(tuple(range(5 + n, 10 + 5 * n)), 7) for n in range(5)]
+    done = run(model, wanted)
+    for request, answer in zip(wanted, done.answers, strict=True):
+        assert_as_generated(model, request, answer)
+    assert counts
+    assert max(counts) < 8192 / STRIP / 4
+
+
+def make_whisper() -> PreTrainedModel:
+    """A small one with many tokens."""
+    model: PreTrainedModel = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=4096,
+            d_model=8,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=1,
+            decoder_attention_heads=1,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    return model
+
+
+def make_t5() -> PreTrainedModel:
+    """The same of T5."""
+    model: PreTrainedModel = T5ForConditionalGeneration(
+        T5Config(vocab_size=4096, d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
+    )
+    return model
+
+
+@pytest.mark.parametrize(("make", "has_screen"), [(make_t5, True), (make_whisper, False)])
+def test_a_head_whose_logits_are_always_masked_has_none(
+    make: Callable[[], PreTrainedModel], has_screen: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    library(torch.float32)
+    model = make().eval()
+    with caplog.at_level("INFO", screens.__name__):
+        settle_linears(model, SETTINGS)
+    assert any("tell which tokens" in record.message for record in caplog.records) == has_screen
