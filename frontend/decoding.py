@@ -40,7 +40,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadRequest(
-            f"We could not parse the JSON body of your request: {error}.",
+            f"We could not parse the JSON body of your request: {_flaw(body, error)}.",
             code=ErrorCode.INVALID_JSON,
         ) from error
     if not isinstance(parsed, dict):
@@ -48,6 +48,14 @@ def parse_object(body: bytes) -> dict[str, Any]:
             "The body of your request is not a JSON object.", code=ErrorCode.INVALID_TYPE
         )
     return {name: value for name, value in parsed.items() if value is not None}
+
+
+def _flaw(body: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        body.decode()
+    except UnicodeDecodeError as bad:
+        return f"it is not UTF-8: byte {bad.start} is {body[bad.start]:#04x}"
+    return str(error)
 
 
 def convert(parsed: dict[str, Any], shape: type[_T], *, is_form: bool = False) -> _T:

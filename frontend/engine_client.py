@@ -347,7 +347,7 @@ class EngineClient:
         self._warm_up_if_due()
 
     def _bury(self, life: Life) -> None:
-        logger.warning("%s (epoch %d) is gone", life.room, life.epoch)
+        logger.debug("%s (epoch %d) is gone", life.room, life.epoch)  # the launcher tells why
         self._dispatch.forget(life)
         if life.room.startswith("worker-"):
             self._metrics.worker.show_none(self._clock())

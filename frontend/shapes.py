@@ -226,7 +226,8 @@ def _legacy_logprobs(tokens: Sequence[ScoredToken], start: int) -> dict[str, Any
 
 
 def _legacy_top(token: ScoredToken) -> dict[str, float] | None:
-    """Tokens by their text; of two with the same text the likelier one is kept."""
+    """The token and the likeliest ones by their text; of equal texts the likelier one is kept."""
     if token.logprob is None:
         return None
-    return {top.text: top.logprob for top in reversed(token.top)}
+    likeliest = {top.text: top.logprob for top in reversed(token.top)}
+    return {token.text: token.logprob, **likeliest}

@@ -257,19 +257,21 @@ int64_t run_screened(const Layer& layer, const Screen& screen, const Input& inpu
       Sifted<T>::prepare(from, input.in_features, row, bytes);
       margins.measure(from, input.in_features, row, bytes);
     }
-    Sieve& sieve = sieves[omp_get_thread_num()];
+    const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
 #pragma omp for schedule(static)
     for (int64_t column = 0; column < layer.out_features; column += kColumns) {
-      sieve.begin(column);
-      multiply_strip<Sifted<T>>(copy, bytes, column, Sifting{sieve});
+      sieves[thread].begin(column);
+      multiply_strip<Sifted<T>>(copy, bytes, column, Sifting{sieves[thread]});
     }
     std::vector<float> least(rows.num_rows, -INFINITY);
-    for (const Sieve& other : sieves) other.raise(least);
+    for (const Sieve& sieve : sieves) sieve.raise(least);
     const Part<Numbers> all = {0, rows.num_words, nullptr};
-    const BestOnly<T> end = {layer, leaders.data() + omp_get_thread_num() * rows.num_rows};
-    count = sieve.each(least, [&](int64_t row, int64_t column) {
-      multiply_tile<1, Numbers>(layer, rows, row, column, all, FetchAhead(), end);
-    });
+    const BestOnly<T> end = {layer, leaders.data() + thread * rows.num_rows};
+    for (const Sieve& sieve : sieves) {  // what one found, all compute: it may lie close together
+      count += sieve.each(least, thread, num_threads, [&](int64_t row, int64_t column) {
+        multiply_tile<1, Numbers>(layer, rows, row, column, all, FetchAhead(), end);
+      });
+    }
   }
   choose(leaders, rows.num_rows, best);
   return count;

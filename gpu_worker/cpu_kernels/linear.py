@@ -1,7 +1,7 @@
 """Linear layers of float32, bfloat16 and 8-bit weights by native code (`linear.cpp`)."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from gpu_worker.cpu_kernels.build import LINEAR
 from gpu_worker.cpu_kernels.loading import load_library
 from gpu_worker.cpu_kernels.products import ADDRESS, INTEGER, Product
 from gpu_worker.cpu_kernels.screen import Screen, is_worth_while
-from gpu_worker.cpu_kernels.strips import KINDS, OFFSET, padded, strips_of
+from gpu_worker.cpu_kernels.strips import COLUMNS, KINDS, OFFSET, padded, strips_of
 
+_STRIPS_AT_ONCE = 64
 _WITHOUT = "CPU linear layers: other ones, slower, because"
 
 
@@ -67,8 +68,17 @@ class NativeWeight:
 
     def plain(self) -> torch.Tensor:
         """The weight anew, [out, in]; of int8 the integers."""
-        rows = self._strips.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
-        own = rows[: self.out_features, : self.in_features]
+        return self._rows(self._strips)[: self.out_features]
+
+    def parts(self) -> Iterator[torch.Tensor]:
+        """The same, some rows at a time."""
+        start = 0
+        for strips in self._strips.split(_STRIPS_AT_ONCE):
+            yield self._rows(strips)[: self.out_features - start]
+            start += len(strips) * COLUMNS
+
+    def _rows(self, strips: torch.Tensor) -> torch.Tensor:
+        own = strips.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)[:, : self.in_features]
         if self.dtype == torch.int8:
             return (own.short() - OFFSET).to(torch.int8)
         return own.contiguous()
@@ -77,7 +87,7 @@ class NativeWeight:
         """A help for finding the best outputs, unless it is not likely to pay."""
         if self._bias is not None or not is_worth_while(self.out_features, self.in_features):
             return None
-        return Screen(self.plain())
+        return Screen(self.parts())
 
     def fill(self, layer: Any) -> None:
         """Tells the kernel's structure where all of this lies; for as long as this lives."""

@@ -6,6 +6,7 @@ so that bounds are narrow.
 
 import ctypes
 import logging
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -18,12 +19,11 @@ logger = logging.getLogger(__name__)
 _FEWEST_OUTPUTS = 4096
 _MOST_INPUTS = 1024
 _LARGEST = 127  # integer
-_CHUNK = 256  # strips that are measured at once: as float64 they take memory
-_SMALLEST_SCALE = 1e-10  # of numbers far from what float32 cannot tell from 0
+_SCALES = (1e-10, 1e18)  # beyond which float32 may not tell products from 0 or infinity
 _ROUNDED_UP = 1 + 1e-6  # float64 becomes float32
 _MIB = 2**20
-_MEMORY = 50  # calls that count
-_MOST_SHARE = 0.2  # of strips: beyond that, little or nothing is saved
+_MEMORY = 2000  # rows that count
+_MOST_SHARE = 0.1  # of strips: beyond that, little or nothing is saved
 
 
 def is_worth_while(out_features: int, in_features: int) -> bool:
@@ -43,13 +43,10 @@ class _Screen(ctypes.Structure):
 class Screen:
     """8-bit integers, with one scale for each 32 outputs, and norms that bound what they lack."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        """[out, in], float32 or bfloat16."""
-        chunks = [_measured(part) for part in weight.detach().split(_CHUNK * COLUMNS)]
-        integers, self._scales, self._norms, self._rests = map(torch.cat, zip(*chunks, strict=True))
-        if len(weight) % COLUMNS:
-            self._norms[-1] = torch.inf  # the zeros that fill the last strip are no outputs
-        self._strips = strips_of(integers)
+    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
+        """Rows of the weight, [n, in] float32 or bfloat16; all but the last fill their strips."""
+        measured = zip(*map(_measured, weights), strict=True)
+        self._strips, self._scales, self._norms, self._rests = map(torch.cat, measured)
         parts = (self._strips, self._scales, self._norms, self._rests)
         self._screen = _Screen(*(part.data_ptr() for part in parts))
         self.num_bytes = sum(part.nbytes for part in parts)
@@ -62,7 +59,7 @@ class Screen:
     def pays(self, num_strips: int, num_rows: int) -> bool:
         """False once strips that had to be computed, of so many rows, have long been too many."""
         share = num_strips / max(1, num_rows * len(self._scales))
-        self._usual_share += (share - self._usual_share) / _MEMORY
+        self._usual_share += (share - self._usual_share) * min(1, num_rows / _MEMORY)
         if self._usual_share < _MOST_SHARE:
             return True
         logger.info("output layer: the copy rules out too few tokens and is dropped")
@@ -70,18 +67,22 @@ class Screen:
 
 
 def _measured(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[n, in] as integers, and of each strip the scale, the norm, and the norm of what is lacking.
+    """[n, in] as strips of integers, and of each the scale, norm, and norm of what it lacks.
 
-    Where a strip is not of numbers, or hardly, its norm is NaN or infinite: it is always computed.
+    Where a strip must always be computed, its norm is NaN or infinite: it is not of numbers, or of
+    very small or large ones, or filled up with zeros, which are no outputs.
     """
     padding = -len(weight) % COLUMNS
     strips = nn.functional.pad(weight.double(), (0, 0, 0, padding)).unflatten(0, (-1, COLUMNS))
     scales = (strips.abs().amax((1, 2)) / _LARGEST).float()
     steps = scales.double()[:, None, None]
     integers = (strips / steps).round().clamp(-_LARGEST, _LARGEST).nan_to_num()
-    norms = _largest_norm(strips).masked_fill(scales < _SMALLEST_SCALE, torch.inf)
+    least, most = _SCALES
+    norms = _largest_norm(strips).masked_fill((scales < least) | (scales > most), torch.inf)
+    if padding:
+        norms[-1] = torch.inf
     rests = _largest_norm(strips - integers * steps)
-    return integers.flatten(0, 1)[: len(weight)].to(torch.int8), scales, norms, rests
+    return strips_of(integers.flatten(0, 1).to(torch.int8)), scales, norms, rests
 
 
 def _largest_norm(strips: torch.Tensor) -> torch.Tensor:

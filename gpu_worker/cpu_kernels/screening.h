@@ -16,8 +16,8 @@
 
 #include "kinds.h"
 
-// Mirrored, field by field, in screen.py. Norms are the largest of a strip's outputs; they are
-// infinite where a strip must not be passed over.
+// Mirrored, field by field, in screen.py. Norms are the largest of a strip's outputs; where a strip
+// must not be passed over, they are infinite or NaN.
 struct Screen {
   const uint8_t* weight;  // 8 bits, in strips
   const float *scales, *norms, *rests;  // [strips]: S, |w|, |rest of w|
@@ -47,7 +47,7 @@ class Margins {  // of rows that have been quantised: how far the integers may l
     corrections_.resize(size_);
   }
 
-  // Of a row that is not of numbers, or hardly, nothing is known.
+  // Of a row that is not of numbers, or of very small or large ones, nothing is known.
   template <class T>
   void measure(const T* from, int64_t size, int64_t row, const Rows& bytes) {
     const float scale = bytes.scales[row];
@@ -126,12 +126,14 @@ class Sieve {  // of one thread; outputs are in units of the row's scale
   void raise(std::vector<float>& least) const {
     for (size_t row = 0; row < least.size(); row++) least[row] = std::max(least[row], least_[row]);
   }
-  // Gives what may hold the best of a row to `compute`, and returns how much that is.
+  // Gives what may hold the best of a row, of every `step`th strip from `first` on, to `compute`, and
+  // returns how much that is.
   template <class Compute>
-  int64_t each(const std::vector<float>& least, const Compute& compute) const {
+  int64_t each(const std::vector<float>& least, int64_t first, int64_t step,
+               const Compute& compute) const {
     int64_t count = 0;
     for (const Candidate& one : found_) {
-      if (one.most < least[one.row]) continue;
+      if (one.column / kColumns % step != first || one.most < least[one.row]) continue;
       compute(one.row, one.column);
       count++;
     }

@@ -84,3 +84,8 @@ def test_null_is_as_good_as_nothing(ready: RunningServer) -> None:
     nulls = dict.fromkeys(COMPLETION.known - {"prompt"})
     response = ready.http.post("/v1/completions", json={"prompt": "say Hi", **nulls})
     assert response.json()["choices"][0]["text"] == "Hi"
+
+
+def test_what_is_not_utf_8_is_told_with_its_place(ready: RunningServer) -> None:
+    message = post(ready, b'{"model": "\xe9"}').json()["error"]["message"]
+    assert message.endswith("it is not UTF-8: byte 11 is 0xe9.")

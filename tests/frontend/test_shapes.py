@@ -103,6 +103,26 @@ def test_completion_logprobs_point_into_the_text() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("top", "expected"),
+    [
+        ((), {"x": -3.0}),
+        (
+            (TopToken("a", (97,), -0.5), TopToken("b", (98,), -1.0)),
+            {"a": -0.5, "b": -1.0, "x": -3.0},
+        ),
+        ((TopToken("x", (120,), -0.5),), {"x": -0.5}),
+    ],
+    ids=["none", "others", "another of the same text"],
+)
+def test_the_sampled_token_is_among_the_likeliest_of_a_completion(
+    top: tuple[TopToken, ...], expected: dict[str, float]
+) -> None:
+    events = [TextAdded(0, "x", 1, "stop", tokens=(ScoredToken("x", (120,), -3.0, top),))]
+    (choice,) = whole(completion(has_logprobs=True), events, [Accepted(2, "ab")], 1)
+    assert choice["logprobs"]["top_logprobs"] == [expected]
+
+
 def test_completion_chunks_count_on() -> None:
     found = chunks(completion(has_logprobs=True), [*SCORED, DONE], [Accepted(2, "ab")])
     assert [choice["text"] for choice in found] == ["Hé", "!", ""]

@@ -47,7 +47,7 @@ def screened(weight: torch.Tensor) -> tuple[NativeProduct, Watched]:
     loaded = library(weight.dtype)
     if not loaded.takes_screen(weight.dtype):
         pytest.skip("the matrix unit is faster")
-    product, screen = NativeProduct(loaded, [NativeWeight(weight)]), Watched(weight)
+    product, screen = NativeProduct(loaded, [NativeWeight(weight)]), Watched([weight])
     product.screen = screen
     return product, screen
 
@@ -93,6 +93,15 @@ def test_weights_and_rows_of_all_magnitudes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_weights_and_small_rows(dtype: torch.dtype) -> None:
+    """In units of the row's scale, outputs would be infinite."""
+    for size in (1e20, 1e30, 1e34, 1e36):
+        weight, x = torch.randn(3000, 1001) * size, torch.randn(60, 1001) * 1e-6
+        weight[:1500], x[:30] = -weight[:1500].abs(), x[:30].abs()
+        assert_the_best_of_all(weight.to(dtype), x.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_outputs_that_are_all_negative_zero_or_equal(dtype: torch.dtype) -> None:
     x = torch.rand(20, 40).to(dtype)
     for weight in (-torch.rand(1003, 40), torch.zeros(1003, 40), torch.ones(1003, 40)):
@@ -118,30 +127,32 @@ def test_what_is_not_a_number_is_seen(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("lead", [1, -1])
-def test_a_winner_whose_integers_come_to_far_less(lead: int) -> None:
-    """Margins of half the size would lose it."""
-    num_pairs = 500
-    ones = torch.ones(num_pairs)
+@pytest.mark.parametrize(("size", "row_size"), [(1, 1), (1, -1), (5e33, -1e-6)])
+def test_a_winner_whose_integers_come_to_far_less(size: float, row_size: float, lead: int) -> None:
+    """Margins that were a tenth smaller would lose it; in the last case one sum is infinite."""
+    ones = torch.ones(4000)
     whole = torch.tensor([127.0])  # by which an integer is 1, in rows and weights
     x = torch.cat([whole, 10 * ones, 0.49 * ones])  # of the rest, integers say nothing
-    plain = torch.cat(
-        [whole, 10 * ones, 10 * ones]
-    )  # 10 and 0.49 times 10, by integers 10 times 10
-    steep = torch.cat([whole, (10.98 + lead * 1e-3) * ones, -10 * ones])  # by integers 10 times 11
+    plain = torch.cat([whole, ones, 10 * ones])  # 10 and 4.9, by integers 10
+    steep = torch.cat([whole, (1.98 + lead * 1e-3) * ones, -10 * ones])  # the same, by integers 20
     weight = whole.expand(20 * STRIP, 1) * nn.functional.one_hot(torch.tensor(0), len(x))
-    weight[STRIP], weight[10 * STRIP], weight[15 * STRIP] = steep, plain, steep
-    expected = STRIP if lead > 0 else 10 * STRIP
-    assert (weight.double() @ x.double()).argmax() == expected
+    weight[STRIP:] = 2 * steep if row_size < 0 else weight[STRIP:]  # nothing else is the best
+    weight[:STRIP], weight[STRIP], weight[10 * STRIP] = plain, steep, plain
+    weight[15 * STRIP] = steep
+    weight, x = size * weight, row_size * x
+    expected = int((weight.double() @ x.double()).argmax())
+    assert expected == (STRIP if lead * row_size > 0 else 0)
     assert screened(weight)[0].best(x[None])[1].tolist() == [expected]
 
 
 def test_outputs_that_differ_until_they_are_stored() -> None:
-    """Integers are exact here; 12,699 and 12,700 are the same number in bfloat16."""
-    weight = torch.zeros(640, 100)
-    weight[[5, 40]] = 127
-    weight[5, 0] = 126
-    product, _ = screened(weight.bfloat16())
-    assert product.best(torch.ones(1, 100).bfloat16())[1].tolist() == [5]
+    """Integers are exact here; 16,576 and 16,704 both become 16,640 in bfloat16."""
+    weight = torch.zeros(640, 140)
+    weight[5, :131] = torch.tensor([127.0] * 130 + [66])
+    weight[40, :132] = torch.tensor([127.0] * 131 + [67])
+    values, places = screened(weight.bfloat16())[0].best(torch.ones(1, 140).bfloat16())
+    assert values.tolist() == [16640]
+    assert places.tolist() == [5]
 
 
 def test_outputs_that_differ_by_the_order_of_their_sums() -> None:
@@ -181,28 +192,28 @@ def test_few_strips_are_computed(dtype: torch.dtype) -> None:
 
 
 def test_a_screen_that_rules_out_too_little_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    weight, x = torch.randn(1, 64).expand(4096, 64).contiguous(), torch.randn(3, 64)
+    weight, x = torch.randn(1, 64).expand(4096, 64).contiguous(), torch.randn(100, 64)
     layer = NativeLinear(library(torch.float32), weight, None)
     plain = layer.num_bytes
     layer.become_head()
     assert layer.num_bytes > plain
     with caplog.at_level("INFO", screens.__name__):
-        answers = [layer.best(x) for _ in range(30)]
+        answers = [layer.best(x) for _ in range(5)]
     assert layer.num_bytes == plain
     assert [record.message for record in caplog.records if "dropped" in record.message] == [
         "output layer: the copy rules out too few tokens and is dropped"
     ]
     for values, places in answers:
-        assert places.tolist() == [0] * 3
+        assert places.tolist() == [0] * 100
         assert torch.equal(values, answers[-1][0])
 
 
-def test_one_row_without_numbers_does_not_drop_it() -> None:
+def test_one_answer_without_numbers_does_not_drop_it() -> None:
     layer = NativeLinear(library(torch.float32), torch.randn(4096, 64), None)
     layer.become_head()
     with_screen = layer.num_bytes
-    layer.best(torch.full((1, 64), math.nan))
-    for _ in range(30):
+    for _ in range(100):  # an answer's worth
+        layer.best(torch.full((1, 64), math.nan))
         layer.best(torch.randn(1, 64))
     assert layer.num_bytes == with_screen
 
