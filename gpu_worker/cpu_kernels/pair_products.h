@@ -19,10 +19,16 @@ class PairProducts {
   static void score(const Context<BFloat16>& context, int64_t block, int64_t end,
                     const TiledQueries& queries, const Tile* rows, int64_t count, Ahead& ahead,
                     float* scores) {
-    for (; block + 1 < end; block += 2, scores += 2 * kBlock) {
-      score_rows<2>(context, block, queries, rows, count, ahead, scores);
-    }
-    if (block < end) score_rows<1>(context, block, queries, rows, count, ahead, scores);
+    const auto each = [&](auto number) {
+      constexpr int N = number.value;
+      for (; block + N <= end; block += N, scores += N * kBlock) {
+        score_rows<N>(context, block, queries, rows, count, ahead, scores);
+      }
+    };
+    // Of few rows, more blocks at once: else each product would wait for the one before.
+    if (count <= kSums / 4) each(std::integral_constant<int, 4>());
+    each(std::integral_constant<int, 2>());
+    each(std::integral_constant<int, 1>());
   }
 
   // sums[column / 16][row]: weights, as `soften_blocks` leaves them, times values.
@@ -30,21 +36,25 @@ class PairProducts {
                     int64_t num_columns, int64_t count, Ahead& ahead, TileSums* sums) {
     for (int64_t row = 0; row < count; row += kRows) {
       with_count<kRows>(std::min(kRows, count - row), [&](auto number) {
-        constexpr int R = number.value, V = R <= kRows / 2 ? 4 : 2;
+        constexpr int R = number.value;
         const float* const from = weights + row * kScoreStride;
         int64_t column = 0;
-        for (; column + V <= num_columns; column += V) {
-          weigh_columns<R, V>(from, values, num_blocks, column, row, ahead, sums);
-        }
-        for (; column < num_columns; column++) {
-          weigh_columns<R, 1>(from, values, num_blocks, column, row, ahead, sums);
-        }
+        const auto each = [&](auto columns) {
+          constexpr int V = columns.value;
+          for (; column + V <= num_columns; column += V) {
+            weigh_columns<R, V>(from, values, num_blocks, column, row, ahead, sums);
+          }
+        };
+        if constexpr (4 * R <= kSums) each(std::integral_constant<int, 4>());
+        each(std::integral_constant<int, 2>());
+        each(std::integral_constant<int, 1>());
       });
     }
   }
 
  private:
-  static constexpr int64_t kRows = 8;  // at once: their sums fill 16 registers
+  static constexpr int64_t kSums = 16;  // that stay in registers
+  static constexpr int64_t kRows = kSums / 2;  // at once
   static constexpr int64_t kPairs = kLine / 2;
 
   static __m512i broadcast(const void* pair) {
@@ -57,8 +67,9 @@ class PairProducts {
   static void score_rows(const Context<BFloat16>& context, int64_t block,
                          const TiledQueries& queries, const Tile* rows, int64_t count, Ahead& ahead,
                          float* scores) {
-    for (int64_t row = 0; row < count; row += kRows) {
-      with_count<kRows>(std::min(kRows, count - row), [&](auto number) {
+    constexpr int64_t kMost = std::min(kRows, kSums / N);
+    for (int64_t row = 0; row < count; row += kMost) {
+      with_count<kMost>(std::min(kMost, count - row), [&](auto number) {
         float* const to = scores + row * kScoreStride;
         score_blocks<number.value, N>(context, block, queries, rows, row, ahead, to);
       });
@@ -72,7 +83,7 @@ class PairProducts {
                                              int64_t row, Ahead& ahead, float* scores) {
     const BFloat16* keys[N];
     __m512 sums[R][N];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
       keys[n] = context.keys(block + n);
 #pragma GCC unroll 8
@@ -84,7 +95,7 @@ class PairProducts {
       for (int64_t pair = 0; pair < kPairs; pair++) {
         const int64_t at = (d * kPairs + pair) * kLine;
         __m512i key[N];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int n = 0; n < N; n++) {
           key[n] = _mm512_loadu_si512(keys[n] + at);
           ahead.fetch_line();
@@ -92,14 +103,14 @@ class PairProducts {
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
           const __m512i query = broadcast(line + r * kLine + 2 * pair);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
           for (int n = 0; n < N; n++) add_pairs(sums[r][n], query, key[n]);
         }
       }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int n = 0; n < N; n++) store(scores + r * kScoreStride + n * kBlock, 0xffff, sums[r][n]);
     }
   }
