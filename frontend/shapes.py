@@ -226,8 +226,14 @@ def _legacy_logprobs(tokens: Sequence[ScoredToken], start: int) -> dict[str, Any
 
 
 def _legacy_top(token: ScoredToken) -> dict[str, float] | None:
-    """The token and the likeliest ones by their text; of equal texts the likelier one is kept."""
+    """The likeliest tokens by their text, the best first, and the token itself.
+
+    Of equal texts the likelier one is kept.
+    """
     if token.logprob is None:
         return None
-    likeliest = {top.text: top.logprob for top in reversed(token.top)}
-    return {token.text: token.logprob, **likeliest}
+    told: dict[str, float] = {}
+    for top in token.top:
+        told.setdefault(top.text, top.logprob)
+    told.setdefault(token.text, token.logprob)
+    return told

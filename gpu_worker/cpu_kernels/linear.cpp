@@ -83,10 +83,12 @@ struct FetchShare {  // of the next part, while tiles read this one: so memory i
   }
 };
 
-// R rows from `row` on, times 32 outputs from `column` on.
+// R rows from `row` on, times 32 outputs from `column` on. Inlined, the compiler keeps the sums in
+// memory.
 template <int R, class Numbers, class Fetch, class End>
-__attribute__((noinline)) void multiply_tile(const Layer& layer, const Rows& input, int64_t row, int64_t column,
-                   const Part<Numbers>& part, Fetch fetch, const End& end) {
+[[gnu::noinline]] void multiply_tile(const Layer& layer, const Rows& input, int64_t row,
+                                     int64_t column, const Part<Numbers>& part, Fetch fetch,
+                                     const End& end) {
   const uint8_t* const weight = layer.weight + column * input.num_words * 4;
   const uint8_t* const rows = input.numbers.row(row);
   typename Numbers::Sums low[R], high[R];

@@ -126,8 +126,8 @@ class Sieve {  // of one thread; outputs are in units of the row's scale
   void raise(std::vector<float>& least) const {
     for (size_t row = 0; row < least.size(); row++) least[row] = std::max(least[row], least_[row]);
   }
-  // Gives what may hold the best of a row, of every `step`th strip from `first` on, to `compute`, and
-  // returns how much that is.
+  // Gives what may hold the best of a row, of every `step`th strip from `first` on, to `compute`,
+  // and returns how much that is.
   template <class Compute>
   int64_t each(const std::vector<float>& least, int64_t first, int64_t step,
                const Compute& compute) const {
@@ -141,7 +141,7 @@ class Sieve {  // of one thread; outputs are in units of the row's scale
   }
 
  private:
-  __attribute__((noinline)) void keep(int64_t row, int64_t column, int32_t sum) {
+  [[gnu::noinline]] void keep(int64_t row, int64_t column, int32_t sum) {
     const int64_t strip = column / kColumns;
     const float about = screen_.scales[strip] * (sum + margins_.correction(row));
     const float margin = margins_.of(row, screen_.norms[strip], screen_.rests[strip]);
